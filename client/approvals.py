@@ -1,0 +1,151 @@
+"""What a site's admin approved: studies, kept by the digest of what was read.
+
+Approving is the site's own act. The admin reads the study, the site's limits in
+``site.toml`` are held against it, and its canonical bytes are stored under their digest.
+A message of a round names a digest; without the file of that digest nothing is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from medfed.client.site_root import Policy, SiteRoot
+from medfed.common.errors import ApprovalError, ConfigError
+from medfed.common.privacy.mechanism import study_epsilon
+from medfed.common.study import Study, study_from_canonical
+from medfed.common.trust.private_files import write_private
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A study that a site approved, and what it may cost. Public numbers only.
+
+    Attributes:
+        study: The study's name.
+        digest: SHA-256 of its canonical form: what was approved.
+        epsilon: Cost of the whole schedule for one patient of the site, add-or-remove-one,
+            at ``delta``; infinite without privacy.
+        delta: The study's delta; None without privacy.
+        file: Where the approval is stored.
+    """
+
+    study: str
+    digest: str
+    epsilon: float
+    delta: float | None
+    file: Path
+
+
+def approve(site: SiteRoot, study: Study) -> Approval:
+    """Hold a study against the site's policy and store the approval.
+
+    Raises:
+        ConfigError: the study does not list the site, or the admin has not yet written the
+            limits into ``site.toml``.
+        ApprovalError: the study asks for more than the site's policy allows.
+
+    Guarantee:
+        Nothing is stored unless every limit holds. Approving twice changes nothing.
+    """
+    member = study.site_named(site.name)
+    source = str(site.folder / "site.toml")
+    _check_limits_are_written(site.settings.policy, study, source)
+    epsilon = study_epsilon(study, member)
+    check_policy(site.settings.policy, study, epsilon, source=source)
+    file = _file_of(site, study.digest)
+    write_private(file, study.canonical(), replace=True)
+    return Approval(study.name, study.digest, epsilon, study.privacy.delta, file)
+
+
+def check_policy(policy: Policy, study: Study, epsilon: float, *, source: str) -> None:
+    """Hold a study's cost against a site's limits.
+
+    Args:
+        policy: The site's limits.
+        study: The study.
+        epsilon: Its cost for one patient of the site at the study's delta.
+        source: Where the limits stand, for messages.
+
+    Raises:
+        ApprovalError: one of the limits is passed, or is not written.
+    """
+    if not study.private:
+        if not policy.allow_no_privacy:
+            raise _refused(
+                study, 'it trains without privacy (privacy.mode = "none")', source, "dp-sgd only"
+            )
+        return
+    limit, delta = policy.epsilon_limit, study.privacy.delta
+    if limit is None or not epsilon <= limit:
+        raise _refused(study, f"it costs epsilon = {epsilon:.3f}", source, f"epsilon_limit {limit}")
+    limit = policy.delta_limit
+    if limit is None or delta is None or not delta <= limit:
+        raise _refused(study, f"its delta is {delta}", source, f"delta_limit {limit}")
+
+
+def approved_study(site: SiteRoot, digest: str) -> Study:
+    """Read the study of a digest, if the site approved it.
+
+    Raises:
+        ApprovalError: no such approval, or its file was changed since.
+    """
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ApprovalError(
+            f"site {site.name!r}: {digest[:80]!r} is no digest of a study.",
+            advice="use the same medfed version on both sides.",
+        )
+    try:
+        content = _file_of(site, digest).read_bytes()
+    except OSError as error:
+        raise ApprovalError(
+            f"site {site.name!r}: the study with digest {digest[:8]} is not approved here.",
+            advice=f"read the study, then `medfed site approve STUDY.toml --root {site.folder}`.",
+        ) from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ApprovalError(
+            f"site {site.name!r}: the approval of study {digest[:8]} was changed after it was "
+            "given.",
+            advice="approve the study again from its file.",
+        )
+    return study_from_canonical(content)
+
+
+def approved_studies(site: SiteRoot) -> list[Study]:
+    """Read every study the site approved, the latest approval first.
+
+    Raises:
+        ApprovalError: none is approved, or a file was changed since.
+    """
+    files = sorted(site.approved.glob("*.json"), key=lambda f: f.stat().st_mtime_ns, reverse=True)
+    if not files:
+        raise ApprovalError(
+            f"site {site.name!r}: no study is approved here.",
+            advice=f"read the coordinator's study file, then `medfed site approve STUDY.toml "
+            f"--root {site.folder}`.",
+        )
+    return [approved_study(site, file.stem) for file in files]
+
+
+def _file_of(site: SiteRoot, digest: str) -> Path:
+    return site.approved / f"{digest}.json"
+
+
+def _check_limits_are_written(policy: Policy, study: Study, source: str) -> None:
+    missing = [key for key in ("epsilon_limit", "delta_limit") if getattr(policy, key) is None]
+    if study.private and missing:
+        raise ConfigError(
+            f"{source}: [policy] has no {' and no '.join(missing)}; limits have no default.",
+            advice="write what your data board decided into site.toml, then approve again.",
+        )
+
+
+def _refused(study: Study, found: str, source: str, allowed: str) -> ApprovalError:
+    return ApprovalError(
+        f"study {study.name!r} ({study.digest[:8]}) is not approved: {found}. "
+        f"Allowed here: {allowed} ({source}).",
+        advice="ask the coordinator for a study within the limits, or have the data board "
+        "change them in site.toml.",
+    )

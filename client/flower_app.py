@@ -1,0 +1,107 @@
+"""The ClientApp: a Flower message in, a Flower message out.
+
+``build_app`` is what medfed's own worker runs. ``app`` is what Flower would find if it started
+the site's side itself; it refuses, because a site runs only code that it started on its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from medfed.client.approvals import approved_study
+from medfed.client.ledger import Ledger
+from medfed.client.noise import SecretRandomness
+from medfed.client.release import Released
+from medfed.client.scans.read import read_scans
+from medfed.client.session import RoundRequest, SiteSession
+from medfed.client.site_root import open_site
+from medfed.common.errors import ApprovalError, TrustError
+
+app = ClientApp()
+
+
+@app.train()
+def refuse(message: Message, context: Context) -> Message:
+    """Refuse to be run by Flower's own executor.
+
+    Raises:
+        TrustError: always.
+    """
+    raise TrustError(
+        "a medfed site trains only in the worker it started itself.",
+        advice="start the site with `medfed client --site NAME`.",
+    )
+
+
+def build_app(session: SiteSession) -> ClientApp:
+    """The ClientApp of one site.
+
+    Args:
+        session: The site. Held for the life of the app, so that scans and network stay warm.
+    """
+    site_app = ClientApp()
+
+    @site_app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(reply_content(session, message.content), reply_to=message)
+
+    return site_app
+
+
+def reply_content(session: SiteSession, content: RecordDict) -> RecordDict:
+    """Answer the content of a train message.
+
+    Args:
+        session: The site.
+        content: ``round`` (digest, run, round) and ``model`` (wire form as bytes).
+    """
+    config, model = content.config_records["round"], content.array_records["model"]
+    request = RoundRequest(
+        digest=str(config["digest"]),
+        run=str(config["run"]),
+        round=int(str(config["round"])),
+        model=model["bytes"].numpy().tobytes(),
+    )
+    return _record(session.answer(request))
+
+
+def _record(released: Released) -> RecordDict:
+    if released.payload is None:
+        return RecordDict({"fact": ConfigRecord({"code": str(released.code)})})
+    data = np.frombuffer(released.payload, dtype=np.uint8)
+    return RecordDict({"update": ArrayRecord({"bytes": Array(data)})})
+
+
+def open_session(root: Path) -> SiteSession:
+    """Open a deployed site: approved studies, own scans, secret randomness, durable ledger.
+
+    Args:
+        root: The site's data root.
+
+    Raises:
+        ConfigError: the root is not a site's.
+        ApprovalError: the site's limits are not written down.
+    """
+    site = open_site(root)
+    policy = site.settings.policy
+    if policy.epsilon_limit is None or policy.delta_limit is None:
+        raise ApprovalError(
+            f"site {site.name!r}: {root}/site.toml states no privacy limits.",
+            advice="write policy.epsilon_limit and policy.delta_limit; they have no default.",
+        )
+    return SiteSession(
+        site=site.name,
+        study_for=lambda digest: approved_study(site, digest),
+        scans_for=lambda study: read_scans(site.scans, study),
+        randomness_for=lambda key: SecretRandomness(),
+        ledger=Ledger(
+            site.ledger,
+            site=site.name,
+            epsilon_limit=policy.epsilon_limit,
+            delta_limit=policy.delta_limit,
+        ),
+    )

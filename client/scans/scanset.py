@@ -1,0 +1,194 @@
+"""The scans of one site (or of one simulated site), checked and in memory.
+
+Everything here but the shape of one tensor and the kind of privacy unit is private: pixels,
+labels, who belongs together, and every count. Patient identifiers are not kept at all; a
+patient is a running number that means nothing outside this object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.common.errors import ScanError
+from medfed.common.study import Study
+
+TRAIN: Final = 0
+VALIDATION: Final = 1
+TEST: Final = 2
+PARTS: Final[Mapping[str, int]] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScanSet:
+    """Scans with their labels, privacy units and parts.
+
+    Attributes:
+        images: ``(scans, channels, rows, columns)``, float32, normalised as the study says.
+            Private.
+        labels: ``(scans,)``, int64, class index. Private.
+        patient: ``(scans,)``, int64, index of the privacy unit, ``0 .. patients - 1`` in order
+            of first appearance. Private.
+        part: ``(scans,)``, uint8: ``TRAIN``, ``VALIDATION`` or ``TEST``. Private.
+        unit: What the privacy unit is: ``"patient"``; ``"image"`` where (some of) the scans
+            carry no patient id, so that a scan may be its own unit; or the name of the group
+            key. Public.
+        refused: Reason → number of files left out when the set was read. Private; told to
+            the site's admin only. Empty in a selection.
+
+    Raises:
+        ScanError: a patient has scans in more than one part.
+        ValueError: shapes, dtypes or indices do not fit together (a defect, not bad data).
+
+    Guarantee:
+        No patient is in two parts. The representation shows nothing private.
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    patient: NDArray[np.int64]
+    part: NDArray[np.uint8]
+    unit: str
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_arrays(self)
+        lowest = np.full(self.patients, len(PARTS), dtype=np.uint8)
+        highest = np.zeros(self.patients, dtype=np.uint8)
+        np.minimum.at(lowest, self.patient, self.part)
+        np.maximum.at(highest, self.patient, self.part)
+        if (lowest != highest).any():
+            raise ScanError(
+                f"{int((lowest != highest).sum())} of {self.patients} privacy units "
+                f"({self.unit}) have scans in more than one of train, validation and test; "
+                "each must be in exactly one.",
+                advice="correct the split by patient, not by scan, or let the study split "
+                'with rule = "hash".',
+            )
+
+    def __repr__(self) -> str:
+        return f"ScanSet(unit={self.unit!r}, tensor={self.images.shape[1:]})"
+
+    def __len__(self) -> int:
+        """Number of scans. Private."""
+        return len(self.labels)
+
+    @property
+    def patients(self) -> int:
+        """Number of privacy units. Private."""
+        return int(self.patient.max()) + 1 if len(self.patient) else 0
+
+    def part_of(self, part: int) -> ScanSet:
+        """Give the scans of one part, in this order, with the patients numbered anew.
+
+        Args:
+            part: ``TRAIN``, ``VALIDATION`` or ``TEST``.
+
+        Returns:
+            A set with new storage; all of it private, as here. It may be empty.
+        """
+        if part not in PARTS.values():
+            raise ValueError(f"part must be one of {sorted(PARTS.values())}, got {part!r}")
+        return self._chosen(self.part == part)
+
+    def select(self, patients: NDArray[np.int64]) -> ScanSet:
+        """Give all scans of the named patients, in this order, numbered anew.
+
+        Args:
+            patients: Indices of privacy units, any order, each at most once. Private.
+
+        Returns:
+            A set with new storage; all of it private. Its patient 0 is the one whose scan
+            comes first here, whatever the order of ``patients``.
+
+        Raises:
+            ValueError: an index is repeated or is none of this set's.
+        """
+        chosen = np.asarray(patients, dtype=np.int64)
+        if len(np.unique(chosen)) != chosen.size:
+            raise ValueError("a patient is selected twice")
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < self.patients):
+            raise ValueError("a selected patient is not in this set")
+        return self._chosen(np.isin(self.patient, chosen))
+
+    def _chosen(self, keep: NDArray[np.bool_]) -> ScanSet:
+        return ScanSet(
+            images=self.images[keep],
+            labels=self.labels[keep],
+            patient=number_in_order(self.patient[keep].tolist()),
+            part=self.part[keep],
+            unit=self.unit,
+        )
+
+    @classmethod
+    def assemble(
+        cls,
+        images: Sequence[NDArray[np.float32]],
+        labels: Sequence[int],
+        keys: Sequence[str],
+        given: Sequence[int] | None,
+        study: Study,
+        *,
+        unit: str,
+        refused: Mapping[str, int] | None = None,
+    ) -> Self:
+        """Join what a layout read into a set: number the patients and split them.
+
+        Args:
+            images: One tensor ``(channels, rows, columns)`` per scan. Private. At least one.
+            labels: Class index per scan. Private.
+            keys: The privacy unit's key per scan (a patient id, for example). Private; used to
+                group and to split, and not kept.
+            given: The part per scan, where the data set says it; used under
+                ``rule = "given"`` only.
+            study: Its split rule decides.
+            unit: See the class.
+            refused: See the class.
+
+        Raises:
+            ScanError: the study takes the split as given and the data set gives none, or a
+                patient is in two parts.
+        """
+        if study.split.rule == "hash":
+            by_key = {key: PARTS[study.split.part_of(key)] for key in dict.fromkeys(keys)}
+            parts: Sequence[int] = [by_key[key] for key in keys]
+        elif given is not None:
+            parts = given
+        else:
+            raise ScanError(
+                f'study {study.name!r} takes the split as given (split.rule = "given"), and '
+                "this data set says no split.",
+                advice='add the split to the data set, or use rule = "hash" in the study.',
+            )
+        return cls(
+            images=np.stack(images),
+            labels=np.asarray(labels, dtype=np.int64),
+            patient=number_in_order(keys),
+            part=np.asarray(parts, dtype=np.uint8),
+            unit=unit,
+            refused=dict(refused or {}),
+        )
+
+
+def number_in_order(keys: Iterable[object]) -> NDArray[np.int64]:
+    """Number keys 0, 1, 2 … by first appearance: ``["b", "a", "b"]`` gives ``[0, 1, 0]``."""
+    numbers: dict[object, int] = {}
+    return np.asarray([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _check_arrays(scans: ScanSet) -> None:
+    expected = {"images": np.float32, "labels": np.int64, "patient": np.int64, "part": np.uint8}
+    for name, dtype in expected.items():
+        array = getattr(scans, name)
+        if array.dtype != dtype or array.ndim != (4 if name == "images" else 1):
+            raise ValueError(f"{name}: dtype {array.dtype} with {array.ndim} dimensions")
+        if len(array) != len(scans.labels):
+            raise ValueError(f"{name}: its length differs from that of labels")
+    if not np.array_equal(scans.patient, number_in_order(scans.patient.tolist())):
+        raise ValueError("patient: not numbered from 0 in order of first appearance")
+    if len(scans.part) and scans.part.max() > TEST:
+        raise ValueError("part: a value is none of TRAIN, VALIDATION and TEST")

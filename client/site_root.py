@@ -1,0 +1,319 @@
+"""A site's data root: the one folder that holds everything a site is.
+
+    site.toml       the site's settings and its own limits
+    keys/           node_key (private), node_key.pub, pseudonym.key
+    trust/ca.pem    who must have signed the server's certificate
+    approved/       the studies the site's admin approved, one file per digest
+    ledger.db       what the patients' privacy has been spent on
+    flower/  log/   the node's own files; what the site's programs wrote
+
+``site.toml`` is read from this folder and from nowhere else: no flag, no variable and no
+message can widen what stands in it. Folders are 0700 and files 0600.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import secrets
+import shutil
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from medfed.common.errors import ConfigError
+from medfed.common.study import SiteName
+from medfed.common.trust.certificates import read_authority
+from medfed.common.trust.keys import new_node_key
+from medfed.common.trust.private_files import private_folder, write_private
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
+
+
+def _check_address(value: str) -> str:
+    match = _ADDRESS.fullmatch(value)
+    if match is None or not 1 <= int(match.group(1)) <= 65535:
+        raise ValueError('must be "host:port" with a port from 1 to 65535')
+    return value
+
+
+def _check_absolute(value: str) -> str:
+    if not Path(value).is_absolute():
+        raise ValueError("must be an absolute path")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+
+
+class _Strict(BaseModel):
+    """A frozen table without unknown keys, wrong types, infinities or NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ServerSettings(_Strict):
+    """Where the coordinator's server is."""
+
+    address: Address
+    """``host:port``."""
+
+
+class ScanSettings(_Strict):
+    """Where the scans are."""
+
+    folder: Annotated[str, AfterValidator(_check_absolute)]
+    """Absolute path: a folder of DICOM files with a worklist, or one ``.npz`` file."""
+
+
+class Policy(_Strict):
+    """What this site allows a study to do. Neither limit has a default."""
+
+    epsilon_limit: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
+    """Most that one study may cost a patient, at the study's delta. Unset: approve refuses."""
+    delta_limit: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Largest delta a study may name. Unset: approve refuses."""
+    allow_no_privacy: bool = False
+    """Whether a study without differential privacy may be approved at all."""
+
+
+class SiteSettings(_Strict):
+    """``site.toml``, checked. Known to the site only."""
+
+    site: SiteName
+    server: ServerSettings
+    scans: ScanSettings
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class SiteRoot:
+    """A site's data root, opened: its settings, and where everything lies."""
+
+    folder: Path
+    settings: SiteSettings
+
+    @property
+    def name(self) -> str:
+        """The site's name, as studies list it."""
+        return self.settings.site
+
+    @property
+    def scans(self) -> Path:
+        """Where the scans are; the path stays at the site."""
+        return Path(self.settings.scans.folder)
+
+    @property
+    def node_key(self) -> Path:
+        """The private key by which the server knows the site."""
+        return self.folder / "keys" / "node_key"
+
+    @property
+    def public_key(self) -> Path:
+        """What the coordinator enrols."""
+        return self.folder / "keys" / "node_key.pub"
+
+    @property
+    def pseudonym_key(self) -> Path:
+        """32 secret bytes that patient keys are hashed with."""
+        return self.folder / "keys" / "pseudonym.key"
+
+    @property
+    def ca(self) -> Path:
+        """The authority that must have signed the server's certificate."""
+        return self.folder / "trust" / "ca.pem"
+
+    @property
+    def approved(self) -> Path:
+        """Folder of approved studies."""
+        return self.folder / "approved"
+
+    @property
+    def ledger(self) -> Path:
+        """The privacy ledger."""
+        return self.folder / "ledger.db"
+
+    @property
+    def flower(self) -> Path:
+        """Home folder of the Flower node."""
+        return self.folder / "flower"
+
+    @property
+    def log(self) -> Path:
+        """Folder of the site's logs."""
+        return self.folder / "log"
+
+
+def create_site(root: Path, *, name: str, scans: Path, server: str, ca: Path) -> SiteRoot:
+    """Write a new data root with new keys.
+
+    Args:
+        root: Folder to make; must not exist or be empty.
+        name: The site's name, as studies will list it.
+        scans: The site's scans.
+        server: ``host:port`` of the coordinator's server.
+        ca: The coordinator's ``ca.pem``.
+
+    Raises:
+        ConfigError: the root exists, or one of the values is not allowed.
+        TrustError: ``ca`` is no certificate authority.
+
+    Guarantee:
+        The root appears complete or not at all; an existing one is never touched.
+    """
+    root = root.absolute()
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ConfigError(
+            f"{root}: exists already; a site's keys and ledger are never overwritten.",
+            advice="choose another --root, or use the site that is there.",
+        )
+    text = _site_toml(name, server, scans.absolute())
+    parse_site(text, source="site init")
+    authority = read_authority(ca)
+
+    part = root.with_name(f".{root.name}.{secrets.token_hex(4)}.part")
+    try:
+        for folder in ("keys", "trust", "approved", "flower", "log"):
+            private_folder(private_folder(part) / folder)
+        write_private(part / "site.toml", text.encode())
+        write_private(part / "trust" / "ca.pem", authority)
+        write_private(part / "keys" / "pseudonym.key", secrets.token_bytes(32))
+        new_node_key(part / "keys")
+        part.rename(root)
+    except OSError as error:
+        raise ConfigError(
+            f"{root}: the site's folder cannot be written ({error.strerror}).",
+            advice="choose a --root on a disk that you may write to.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return open_site(root)
+
+
+def open_site(root: Path) -> SiteRoot:
+    """Read and check a site's data root.
+
+    Raises:
+        ConfigError: not a site's root, ``site.toml`` breaks a rule, a key is missing or may be
+            read by other users of the machine.
+        TrustError: ``trust/ca.pem`` is no valid certificate authority.
+    """
+    path = root / "site.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({_reason(error)}).",
+            advice="give the site's folder as --root; `medfed site init` makes one.",
+        ) from error
+    site = SiteRoot(root.absolute(), parse_site(text, source=str(path)))
+    for secret in (site.node_key, site.pseudonym_key):
+        _check_secret(secret)
+    read_authority(site.ca)
+    return site
+
+
+def parse_site(text: str, *, source: str = "site.toml") -> SiteSettings:
+    """Check the text of a ``site.toml``.
+
+    Raises:
+        ConfigError: names the file, line and key, what was found and what is allowed.
+
+    Example:
+        >>> text = '''site = "A"
+        ... [server]
+        ... address = "hub.example:8443"
+        ... [scans]
+        ... folder = "/scans"
+        ... [policy]
+        ... epsilon_limit = 8.0
+        ... '''
+        >>> parse_site(text).policy.epsilon_limit, parse_site(text).policy.delta_limit
+        (8.0, None)
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{source}: not valid TOML: {error}.", advice="correct that line and try again."
+        ) from error
+    try:
+        return SiteSettings.model_validate_json(json.dumps(document, default=str))
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_explain(detail, text, source) for detail in error.errors()),
+            advice=f"correct {source} and try again.",
+        ) from error
+
+
+def _site_toml(name: str, server: str, scans: Path) -> str:
+    return f"""\
+# The settings of one site. medfed reads them from this file only.
+site = {json.dumps(name)}
+
+[server]
+address = {json.dumps(server)}
+
+[scans]
+folder = {json.dumps(str(scans))}
+
+[policy]
+# What a study may cost a patient here. There is no default: your data board decides, you
+# write it down, and `medfed site approve` refuses every study until then. For example:
+#   epsilon_limit = 8.0      # most that one study may spend per patient
+#   delta_limit = 1e-4       # at most this failure probability; below 1 / number of patients
+allow_no_privacy = false     # true lets a study without differential privacy be approved
+"""
+
+
+def _check_secret(path: Path) -> None:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the key cannot be read ({_reason(error)}).",
+            advice="restore it from the site's backup, or make a new site and enrol it.",
+        ) from error
+    if mode & 0o077:
+        raise ConfigError(
+            f"{path}: other users of this machine may read the key (mode {mode:04o}, "
+            "allowed: 0600).",
+            advice=f"chmod 600 {path}",
+        )
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or "" if isinstance(error, OSError) else type(error).__name__
+
+
+def _explain(detail: ErrorDetails, text: str, source: str) -> str:
+    """One validation error as: file, line, key, what was found, what is allowed."""
+    path = [str(part) for part in detail["loc"]]
+    lines = enumerate(text.splitlines(), start=1)
+    found = [n for n, line in lines if re.match(rf"\s*{re.escape(path[-1])}\s*=", line)]
+    where = f"{source}{f', line {found[0]}' if found else ''}: {'.'.join(path)}"
+    if detail["type"] == "missing":
+        return f"{where}: missing; it has no default."
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key. {_allowed_keys(path)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: found {json.dumps(detail['input'], default=str)[:80]}. {message}."
+
+
+def _allowed_keys(path: list[str]) -> str:
+    tables: Mapping[str, type[BaseModel]] = {
+        "server": ServerSettings,
+        "scans": ScanSettings,
+        "policy": Policy,
+    }
+    table = tables[path[0]] if len(path) > 1 else SiteSettings
+    close = difflib.get_close_matches(path[-1], list(table.model_fields), n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Allowed here: {', '.join(table.model_fields)}."

@@ -1,0 +1,47 @@
+"""Write files so that a crash, an interruption or a full disk leaves the old one or the new one.
+
+Nothing medfed writes is ever seen half-written: the bytes go to a temporary file in the same
+folder, reach the disk, and take the name in one step.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file's content in one step.
+
+    Args:
+        path: The file; its folder exists.
+        data: The whole content.
+        mode: Permission bits of the file.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; ``path`` is unchanged.
+
+    Guarantee:
+        At any moment, also after a power cut, ``path`` holds the old content or all of ``data``.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The networks a study can name, and how to build them."""

@@ -1,0 +1,1 @@
+"""The privacy mechanism, its accounting, and the bound on an update."""

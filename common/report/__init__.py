@@ -1,0 +1,1 @@
+"""Tables, plots and pages: every result medfed shows is written through here."""

@@ -1,0 +1,488 @@
+"""The study file: one strict TOML from a researcher's laptop to the hospital.
+
+Everything that all parties must agree on stands in it: the task and its labels, how a
+scan becomes a tensor, the network, the training schedule, the privacy mechanism, the
+strategy, the sites and their *declared* numbers. All of it is public; nothing in it is
+computed from a patient. A study is identified by the digest of its canonical form, so
+that a changed comment is the same study and a changed number is another one.
+
+Strict means: no unknown key, no wrong type, no privacy limit filled in by default.
+This module imports neither torch nor flwr.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from medfed.common.errors import ConfigError
+from medfed.common.networks.names import check_network
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
+
+
+class _Strict(BaseModel):
+    """A frozen table without unknown keys, wrong types, infinities or NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=False
+    )
+
+
+class About(_Strict):
+    """What the study is, for the people who approve it."""
+
+    name: Name
+    purpose: Annotated[str, Field(min_length=10, max_length=1000)]
+    serial: Annotated[int, Field(ge=1)] = 1
+
+
+class Task(_Strict):
+    """What the model decides."""
+
+    labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=1000)]
+    """Class names; their position is the class index."""
+    positive: str | None = None
+    """With two classes: the one whose probability is the score. Default: the second."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from each other")
+        if self.positive is not None and (
+            len(self.labels) != 2 or self.positive not in self.labels
+        ):
+            raise ValueError("positive is for two classes and must be one of the labels")
+        return self
+
+    @property
+    def positive_index(self) -> int:
+        """Index of the positive class in a two-class task."""
+        return 1 if self.positive is None else self.labels.index(self.positive)
+
+
+class Scans(_Strict):
+    """How a scan becomes a tensor. The same at every site; no constant comes from private data."""
+
+    size: Annotated[tuple[int, int], Field()]
+    """(rows, columns) of the tensor, in pixels."""
+    channels: Literal[1, 3]
+    intensity: Literal["window", "stored", "percentile"] = "window"
+    """``window``: the header's VOI window or LUT, else the stored range. ``stored``: the range of
+    the stored bits. ``percentile``: after the window, 0.5 to 99.5 % of the scan's own values."""
+    spacing_mm: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
+    """Resample to this pixel spacing, then crop or pad to ``size``; unset: resize to ``size``."""
+    mean: Annotated[float, Field(ge=-10.0, le=10.0)] = 0.0
+    std: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """The tensor is ``(value in [0, 1] - mean) / std``: public constants, not site statistics."""
+    group_key: str | None = None
+    """In an ``.npz`` data set: the array that says which scans belong to one privacy unit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(8 <= side <= 1024 for side in self.size):
+            raise ValueError("size: each side must be between 8 and 1024 pixels")
+        return self
+
+
+class Split(_Strict):
+    """Which patients train, which validate and which test: by patient, without a stored list."""
+
+    rule: Literal["given", "hash"]
+    """``given``: the data set says it. ``hash``: SHA-256 of salt and patient key decides."""
+    test_fraction: Fraction | None = None
+    validation_fraction: Fraction | None = None
+    salt: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fields = (self.test_fraction, self.validation_fraction, self.salt)
+        if self.rule == "given" and any(value is not None for value in fields):
+            raise ValueError('rule = "given" takes no fractions and no salt')
+        if self.rule == "hash":
+            if any(value is None for value in fields):
+                raise ValueError(
+                    'rule = "hash" needs test_fraction, validation_fraction and salt'
+                )
+            if (self.test_fraction or 0.0) + (self.validation_fraction or 0.0) >= 1.0:
+                raise ValueError("test_fraction + validation_fraction must be below 1")
+        return self
+
+    def part_of(self, patient_key: str) -> Literal["train", "validation", "test"]:
+        """Say where a patient belongs under ``rule = "hash"``.
+
+        Args:
+            patient_key: The patient's key at its site; private, used and forgotten.
+
+        Returns:
+            ``test`` for the lowest ``test_fraction`` of the hash range, ``validation`` for
+            the next ``validation_fraction``, else ``train``.
+
+        Example:
+            >>> split = Split(rule="hash", test_fraction=0.2, validation_fraction=0.1, salt="x")
+            >>> split.part_of("patient-1"), split.part_of("patient-3")
+            ('validation', 'train')
+        """
+        digest = hashlib.sha256(f"{self.salt}|{patient_key}".encode()).digest()
+        position = int.from_bytes(digest[:8], "big") / 2.0**64
+        test, validation = self.test_fraction or 0.0, self.validation_fraction or 0.0
+        if position < test:
+            return "test"
+        return "validation" if position < test + validation else "train"
+
+
+class NetworkChoice(_Strict):
+    """Which network of the registry."""
+
+    name: str
+
+
+class Training(_Strict):
+    """The schedule at a site and over the rounds; fixed before the first round."""
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    local_steps: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    local_epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
+    """With DP-SGD the lot: the expected number of patients per step, and the divisor of their
+    summed gradients. Without privacy: scans per step."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0.0, le=1000.0)]
+    momentum: Fraction = 0.0
+    l1: Annotated[float, Field(ge=0.0)] = 0.0
+    l2: Annotated[float, Field(ge=0.0)] = 0.0
+    """Penalties ``l1·Σ|w| + l2/2·Σw²``; they depend on no data and act after the noise."""
+    class_weights: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    """``bf16``: autocast on CUDA."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            raise ValueError("give one of local_steps and local_epochs")
+        if self.optimizer == "adam" and self.momentum:
+            raise ValueError("momentum belongs to sgd; adam has its own")
+        return self
+
+
+class Privacy(_Strict):
+    """The privacy mechanism. No limit has a default; ``mode = "none"`` must be written out."""
+
+    mode: Literal["dp-sgd", "none"]
+    unit: Literal["patient"] | None = None
+    neighbours: Literal["add-or-remove-one"] | None = None
+    clip_norm: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """S: the L2 bound on one patient's gradient."""
+    target_epsilon: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
+    noise_multiplier: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """sigma / S, dimensionless."""
+    delta: Annotated[float, Field(gt=0.0, lt=0.1)] | None = None
+    scans_per_patient: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """At most this many scans of one patient enter a step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        limits = ("unit", "neighbours", "clip_norm", "delta", "scans_per_patient")
+        strengths = ("target_epsilon", "noise_multiplier")
+        given = [key for key in (*limits, *strengths) if getattr(self, key) is not None]
+        if self.mode == "none":
+            if given:
+                raise ValueError(f'mode = "none" takes no limits, found {", ".join(given)}')
+            return self
+        missing = [key for key in limits if key not in given]
+        if missing:
+            raise ValueError(
+                f'mode = "dp-sgd" needs {", ".join(missing)}: privacy limits have no default'
+            )
+        if len([key for key in strengths if key in given]) != 1:
+            raise ValueError(
+                "privacy limits have no default: give exactly one of target_epsilon and "
+                "noise_multiplier"
+            )
+        return self
+
+
+class Strategy(_Strict):
+    """How the server makes the next global model from the updates."""
+
+    name: Literal["fed_avg"] = "fed_avg"
+    server_learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    server_momentum: Fraction = 0.0
+    update_norm_bound: Annotated[float, Field(gt=0.0)] | None = None
+    """Scale an update whose L2 norm is larger down to it; unset: no bound."""
+    average_decay: Fraction = 0.0
+    """Above 0: the released model is the exponential moving average of the global models."""
+
+
+class Cohort(_Strict):
+    """How many sites a round needs, and how long it waits for them."""
+
+    quorum: Annotated[int, Field(ge=1)]
+    round_deadline_s: Annotated[float, Field(gt=0.0, le=7 * 86400.0)] = 3600.0
+
+
+class Site(_Strict):
+    """One hospital. Its numbers are declared, rounded and public; they are never counted."""
+
+    name: SiteName
+    declared_patients: Annotated[int, Field(ge=1)]
+
+
+class Study(_Strict):
+    """One study, checked. Every field is public."""
+
+    study: About
+    task: Task
+    scans: Scans
+    split: Split
+    network: NetworkChoice
+    training: Training
+    privacy: Privacy
+    strategy: Strategy = Strategy()
+    cohort: Cohort
+    site: Annotated[tuple[Site, ...], Field(min_length=1, max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [site.name.casefold() for site in self.site]
+        if len(set(names)) != len(names):
+            raise ValueError("site: two sites have the same name")
+        if self.cohort.quorum > len(self.site):
+            raise ValueError(
+                f"cohort.quorum is {self.cohort.quorum}, above the {len(self.site)} sites listed"
+            )
+        weights = self.training.class_weights
+        if weights is not None and len(weights) != self.classes:
+            raise ValueError(
+                f"training.class_weights has {len(weights)} values for {self.classes} labels"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The study's name, as figures and files carry it."""
+        return self.study.name
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.task.labels)
+
+    @property
+    def private(self) -> bool:
+        """Whether training is differentially private."""
+        return self.privacy.mode == "dp-sgd"
+
+    @property
+    def metric(self) -> Literal["auroc", "macro_auroc"]:
+        """The figure a run of this study ends with."""
+        return "auroc" if self.classes == 2 else "macro_auroc"
+
+    def site_named(self, name: str) -> Site:
+        """Find a site of this study.
+
+        Raises:
+            ConfigError: the study has no site of that name.
+        """
+        for site in self.site:
+            if site.name == name:
+                return site
+        listed = ", ".join(site.name for site in self.site)
+        raise ConfigError(
+            f"site {name!r} is not in study {self.name!r}, which lists {listed}.",
+            advice="use a site name of the study, or ask the coordinator to add yours.",
+        )
+
+    def canonical(self) -> bytes:
+        """Give the study as the bytes that are digested and signed.
+
+        Guarantee:
+            Equal for two files that differ only in comments, order, white space or in
+            writing a default out; different as soon as one value differs.
+        """
+        content = json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        )
+        return b"medfed-study-1\n" + content.encode("ascii")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form, 64 hexadecimal digits."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or breaks a rule. The message
+            names the file, the line or key, what was found and what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: the study file cannot be read ({type(error).__name__}).",
+            advice="give the path of a study TOML; `medfed study new` writes one.",
+        ) from error
+    return parse_study(text, source=str(path))
+
+
+def parse_study(text: str, *, source: str = "study") -> Study:
+    """Check the text of a study file.
+
+    Args:
+        text: TOML.
+        source: What to call it in messages.
+
+    Raises:
+        ConfigError: as ``load_study``.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{source}: not valid TOML: {error}.", advice="correct that line and try again."
+        ) from error
+    try:
+        # JSON mode is the strict one that still takes an array for a tuple.
+        study = Study.model_validate_json(json.dumps(document, default=str))
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_explain(detail, text, source) for detail in error.errors()),
+            advice=f"correct {'it' if error.error_count() == 1 else 'them'} in {source}; "
+            "`medfed study new` writes a file with every key explained.",
+        ) from error
+    _check_network_fits(study, source)
+    return study
+
+
+def study_from_canonical(data: bytes) -> Study:
+    """Rebuild a study from ``Study.canonical`` bytes, as they travel and are stored.
+
+    Raises:
+        ConfigError: the bytes are not a canonical study.
+    """
+    head, _, body = data.partition(b"\n")
+    try:
+        if head != b"medfed-study-1":
+            raise ValueError("not a medfed study")
+        study = Study.model_validate_json(body)
+    except ValueError as error:
+        raise ConfigError(
+            "the received study is not in canonical form.",
+            advice="use the same medfed version on both sides.",
+        ) from error
+    _check_network_fits(study, "the received study")
+    return study
+
+
+def _check_network_fits(study: Study, source: str) -> None:
+    try:
+        check_network(
+            study.network.name,
+            channels=study.scans.channels,
+            size=study.scans.size,
+            classes=study.classes,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{source}: network.name: {error.args[0]}", advice=error.advice) from None
+
+
+def _explain(detail: ErrorDetails, text: str, source: str) -> str:
+    """One validation error as: file, line, key, what was found, what is allowed."""
+    path = tuple(str(part) for part in detail["loc"])
+    key = ".".join(path) or "the file as a whole"
+    line = _line_of(path, text)
+    where = f"{source}, line {line}: {key}" if line else f"{source}: {key}"
+    kind, message = detail["type"], detail["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key. {_allowed_keys(path)}"
+    if kind == "missing":
+        return f"{where}: missing; it has no default."
+    if kind == "value_error":
+        return f"{where}: {message}."
+    return f"{where}: found {_shown(detail['input'])}. {message}."
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _allowed_keys(path: tuple[str, ...]) -> str:
+    table: type[BaseModel] = Study
+    for part in path[:-1]:
+        if part.isdigit():
+            continue
+        table = _TABLES[part]
+    keys = list(table.model_fields)
+    close = difflib.get_close_matches(path[-1], keys, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Allowed here: {', '.join(keys)}."
+
+
+_TABLES: dict[str, type[BaseModel]] = {
+    "study": About,
+    "task": Task,
+    "scans": Scans,
+    "split": Split,
+    "network": NetworkChoice,
+    "training": Training,
+    "privacy": Privacy,
+    "strategy": Strategy,
+    "cohort": Cohort,
+    "site": Site,
+}
+
+
+def _line_of(path: tuple[str, ...], text: str) -> int | None:
+    """The line that names a key (or its table), for messages; None when it is not found."""
+    if not path:
+        return None
+    table_line, in_table, seen = None, False, -1
+    wanted = int(path[1]) if len(path) > 1 and path[1].isdigit() else 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*(\[\[?)\s*([A-Za-z0-9_]+)\s*\]", line)
+        if header:
+            same = header.group(2) == path[0]
+            seen += same and header.group(1) == "[["
+            in_table = same and (header.group(1) == "[" or seen == wanted)
+            table_line = number if in_table else table_line
+        elif in_table and re.match(rf"\s*{re.escape(_key_in(path))}\s*=", line):
+            return number
+    return table_line
+
+
+def _key_in(path: tuple[str, ...]) -> str:
+    """The name of the key inside its table: the first part that is no table and no index."""
+    return next((part for part in path[1:] if not part.isdigit()), path[0])
+
+
+def steps_per_round(study: Study, site: Site) -> int:
+    """Count the steps of one round at a site, from public numbers only.
+
+    Returns:
+        ``local_steps`` if the study gives them; else enough steps of ``batch_size`` declared
+        patients for ``local_epochs``.
+
+    Example:
+        >>> math.ceil(2 * 100 / 64)  # two epochs, 100 declared patients, lots of 64
+        4
+    """
+    training = study.training
+    if training.local_steps is not None:
+        return training.local_steps
+    epochs = training.local_epochs or 1
+    return max(1, math.ceil(epochs * site.declared_patients / training.batch_size))

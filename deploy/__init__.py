@@ -1,0 +1,1 @@
+"""How medfed is started: the composition root."""

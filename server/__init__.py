@@ -1,0 +1,1 @@
+"""The coordinator: decides and averages; never sees a scan."""

@@ -1,0 +1,1 @@
+"""One paper, one file: how updates become the next global model."""

@@ -1,0 +1,1 @@
+"""Many sites on one machine, through the real server and client code."""
