@@ -75,7 +75,7 @@ class Ledger:
     """The durable record of one site's spends and releases.
 
     Args:
-        path: The SQLite file, or None for one in memory (simulation).
+        path: The SQLite file, or None for one in memory that forgets released bytes (simulation).
         site: The site's name, for messages.
         epsilon_limit: Ceiling per patient over all studies, at ``delta_limit``; infinity: none.
         delta_limit: The delta of the ceiling, in (0, 1).
@@ -90,6 +90,7 @@ class Ledger:
         delta_limit: float = 1e-5,
     ) -> None:
         self._site, self._limit, self._delta = site, epsilon_limit, delta_limit
+        self._durable = path is not None
         try:
             self._db = sqlite3.connect(
                 path or ":memory:", isolation_level=None, timeout=30.0, check_same_thread=False
@@ -128,9 +129,10 @@ class Ledger:
                     "for, from another global model. A second training is refused.",
                     advice="the coordinator starts a new run; sites approve it anew.",
                 )
-            if hashlib.sha256(payload).hexdigest() != sha256:
+            if payload is None or hashlib.sha256(payload).hexdigest() != sha256:
                 raise LedgerError(
-                    f"site {self._site!r}: the stored release of round {key.round} was altered.",
+                    f"site {self._site!r}: the stored release of round {key.round} is gone or "
+                    "was altered.",
                     advice="stop, keep the file, and restore the newest copy of the ledger.",
                 )
             return payload, Receipt(sequence, sha256)
@@ -175,7 +177,8 @@ class Ledger:
             )
         with self._transaction():
             sha256 = hashlib.sha256(payload).hexdigest()
-            sequence = self._append("commit", key, _spend(mechanism), payload, sha256)
+            stored = payload if self._durable else None
+            sequence = self._append("commit", key, _spend(mechanism), stored, sha256)
         return Receipt(sequence, sha256)
 
     def rounds_paid(self, digest: str) -> int:
@@ -254,6 +257,4 @@ class Ledger:
 def _spend(mechanism: Mechanism | None) -> Spend | None:
     if mechanism is None:
         return None
-    return Spend(
-        mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps_per_round
-    )
+    return Spend(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps_per_round)

@@ -217,13 +217,19 @@ def _fresh_stream() -> CipherContext:
 def _normals(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     """Turn ``8 n`` words into ``2 n`` normal numbers: cosines first, then sines.
 
-    torch does the logarithms: its vectorised float64 functions are 3 times as fast as numpy's.
+    torch takes the cosines: its vectorised float64 cosine is 4 times as fast as numpy's, while
+    for the logarithm it is the other way round.
     """
-    uniform = torch.from_numpy((words >> np.uint64(11)).view(np.int64)).view(2, _SUMMANDS, -1)
-    first, second = uniform.double()
-    radius = first.add_(1).mul_(_UNIT).log_().mul_(-2).sqrt_()  # (0, 1]: the logarithm is finite
-    angle = second.mul_(2 * math.pi * _UNIT)
-    both = torch.stack([(radius * angle.cos()).sum(0), (radius * angle.sin()).sum(0)])
+    words >>= np.uint64(11)  # in place throughout: fresh memory would cost as much as the sums
+    radius, turn = words.reshape(2, _SUMMANDS, -1).astype(np.float64)
+    radius += 1  # in (0, 2**53], so that the logarithm is finite
+    radius *= _UNIT
+    np.log(radius, out=radius)
+    radius *= -2
+    np.sqrt(radius, out=radius)
+    turn *= 2 * math.pi * _UNIT
+    length, angle = torch.from_numpy(radius), torch.from_numpy(turn)
+    both = torch.stack([(angle.cos().mul_(length)).sum(0), (angle.sin_().mul_(length)).sum(0)])
     return both.div_(math.sqrt(_SUMMANDS)).view(-1).numpy()
 
 

@@ -72,16 +72,13 @@ class ScanReport:
     warnings: tuple[str, ...]
 
 
-def preflight(
-    site: SiteRoot, tell: Tell, *, retry_for_s: float, sleep: Callable[[float], None] = time.sleep
-) -> None:
+def preflight(site: SiteRoot, tell: Tell, *, retry_for_s: float) -> None:
     """Check everything that can be checked before joining.
 
     Args:
         site: The site.
         tell: Where lines for the admin go.
         retry_for_s: How long to go on trying to reach the server, seconds.
-        sleep: How to wait between tries; tests replace it.
 
     Raises:
         ApprovalError: no study is approved.
@@ -95,7 +92,7 @@ def preflight(
     tell(Notice("state", scan_line(report)))
     for warning in report.warnings:
         tell(Notice("warning", warning))
-    reach_server(site, tell, retry_for_s=retry_for_s, sleep=sleep)
+    reach_server(site, tell, retry_for_s=retry_for_s)
 
 
 def look_at_scans(site: SiteRoot, study: Study) -> ScanReport:
@@ -159,23 +156,35 @@ def _counted(numbers: Mapping[str, int]) -> str:
 
 
 def reach_server(
-    site: SiteRoot, tell: Tell, *, retry_for_s: float, sleep: Callable[[float], None] = time.sleep
+    site: SiteRoot,
+    tell: Tell,
+    *,
+    retry_for_s: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Ask the server for its health until it answers, and check who answers.
+
+    Args:
+        site: The site.
+        tell: Where lines for the admin go; each failed try is told.
+        retry_for_s: How long to go on trying, seconds. 0: once.
+        sleep: How to wait between tries.
+        clock: The time in seconds.
 
     Raises:
         TransportError: no answer for ``retry_for_s`` seconds; says how often it was tried.
         TrustError: the certificate is not the coordinator's, or the clocks differ.
     """
     address = site.settings.server.address
-    began, tries, delay = time.monotonic(), 0, _FIRST_DELAY_S
+    began, tries, delay = clock(), 0, _FIRST_DELAY_S
     while True:
         tries += 1
         try:
             headers = _ask_health(address, site.ca)
             break
         except TransportError as error:
-            waited = time.monotonic() - began
+            waited = clock() - began
             if waited >= retry_for_s:
                 raise TransportError(
                     f"{error.args[0]} Tried {tries} times in {waited:.0f} s.",
@@ -246,10 +255,10 @@ def _not_trusted(address: str, ca: Path, cause: ssl.SSLCertVerificationError) ->
 
 def _check_clock(address: str, headers: HTTPMessage) -> None:
     """Compare the clocks by the answer's Date header, which has whole seconds."""
-    date = email.utils.parsedate_to_datetime(headers["Date"]) if headers["Date"] else None
+    date = email.utils.parsedate_tz(headers.get("Date", ""))
     if date is None:
         return
-    ahead = time.time() - (date.timestamp() + 1.0)
+    ahead = time.time() - (email.utils.mktime_tz(date) + 1.0)
     if not -CLOCK_BEHIND_S < ahead < CLOCK_AHEAD_S:
         raise TrustError(
             f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} "

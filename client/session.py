@@ -17,10 +17,11 @@ from medfed.client.ledger import Ledger, RoundKey
 from medfed.client.noise import Randomness
 from medfed.client.release import PrivateValue, PublicFact, Released, fact_about, release
 from medfed.client.scans.scanset import ScanSet
-from medfed.client.training import TrainingData, network_for, parameters_of, prepare, train_round
+from medfed.client.training import TrainingData, prepare, train_round
 from medfed.common.errors import ApprovalError, MedfedError, PrivacyError
 from medfed.common.networks.build import pick_device
 from medfed.common.networks.network import Network
+from medfed.common.networks.parameters import network_for, parameters_of
 from medfed.common.privacy.mechanism import Mechanism, mechanism_for
 from medfed.common.study import Site, Study
 from medfed.common.updates import Parameters, Shapes, decode, encode, fingerprint, shapes_of

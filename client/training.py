@@ -18,9 +18,10 @@ from torch import nn
 
 from medfed.client.noise import Randomness
 from medfed.client.private_gradients import PatientBatch, PrivateSteps
-from medfed.client.scans.scanset import Part, ScanSet
-from medfed.common.networks.build import autocast, build_network
+from medfed.client.scans.scanset import TRAIN, ScanSet
+from medfed.common.networks.build import autocast
 from medfed.common.networks.network import Network, loss_per_scan
+from medfed.common.networks.parameters import load_parameters, parameters_of
 from medfed.common.privacy.mechanism import Mechanism
 from medfed.common.study import Site, Study, steps_per_round
 from medfed.common.updates import Parameters, subtract
@@ -30,29 +31,6 @@ _CHUNK_VALUES = 2_000_000
 
 _CACHE_BYTES = 2 << 30
 """A fixed front end is computed once per scan while its outputs fit in this."""
-
-
-def network_for(study: Study, *, seed: int = 0) -> Network:
-    """The study's network with its initial weights, a function of the study and the seed."""
-    return build_network(
-        study.network.name,
-        channels=study.scans.channels,
-        size=study.scans.size,
-        classes=study.classes,
-        seed=int(study.digest[:12], 16) + seed,
-    )
-
-
-def parameters_of(network: nn.Module) -> Parameters:
-    """Copy a network's parameters as float32 arrays."""
-    return {
-        name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()
-    }
-
-
-def load_parameters(network: nn.Module, parameters: Parameters) -> None:
-    """Set a network's parameters; names and shapes must be exactly its own."""
-    network.load_state_dict({name: torch.from_numpy(a) for name, a in parameters.items()})
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,7 +58,7 @@ def prepare(network: Network, scans: ScanSet, device: torch.device) -> TrainingD
         scans: All scans of the site; the training part is taken.
         device: Where training happens.
     """
-    part = scans.part_of(Part.TRAIN)
+    part = scans.part_of(TRAIN)
     images = torch.from_numpy(part.images)
     inputs, trained = apply_front(network, images, device)
     order = np.argsort(part.patient, kind="stable")
@@ -177,7 +155,9 @@ def _penalty(study: Study, network: nn.Module) -> Callable[[], None] | None:
     return add
 
 
-def _loss(study: Study, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _loss(
+    study: Study, device: torch.device
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     weights = study.training.class_weights
     if weights is None:
         return loss_per_scan

@@ -76,7 +76,7 @@ class Scans(_Strict):
     """How a scan becomes a tensor. The same at every site; no constant comes from private data."""
 
     size: Annotated[tuple[int, int], Field()]
-    """(rows, columns) of the tensor, in pixels."""
+    """(rows, columns) of the tensor, in pixels; square."""
     channels: Literal[1, 3]
     intensity: Literal["window", "stored", "percentile"] = "window"
     """``window``: the header's VOI window or LUT, else the stored range. ``stored``: the range of
@@ -91,8 +91,9 @@ class Scans(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not all(8 <= side <= 1024 for side in self.size):
-            raise ValueError("size: each side must be between 8 and 1024 pixels")
+        rows, columns = self.size
+        if rows != columns or not 8 <= rows <= 1024:
+            raise ValueError("size must be square, [n, n], with n between 8 and 1024 pixels")
         return self
 
 
@@ -393,7 +394,7 @@ def _check_network_fits(study: Study, source: str) -> None:
         check_network(
             study.network.name,
             channels=study.scans.channels,
-            size=study.scans.size,
+            size=study.scans.size[0],
             classes=study.classes,
         )
     except ConfigError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Final, Self
 
 import numpy as np
@@ -17,10 +18,20 @@ from numpy.typing import NDArray
 from medfed.common.errors import ScanError
 from medfed.common.study import Study
 
-TRAIN: Final = 0
-VALIDATION: Final = 1
-TEST: Final = 2
-PARTS: Final[Mapping[str, int]] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+
+class Part(IntEnum):
+    """What a patient's scans are for."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+TRAIN: Final = Part.TRAIN
+VALIDATION: Final = Part.VALIDATION
+TEST: Final = Part.TEST
+PARTS: Final[Mapping[str, Part]] = {part.name.lower(): part for part in Part}
+"""``train``, ``validation``, ``test`` → part, as studies and worklists write them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,10 +101,11 @@ class ScanSet:
 
         Returns:
             A set with new storage; all of it private, as here. It may be empty.
+
+        Raises:
+            ValueError: there is no such part.
         """
-        if part not in PARTS.values():
-            raise ValueError(f"part must be one of {sorted(PARTS.values())}, got {part!r}")
-        return self._chosen(self.part == part)
+        return self._chosen(self.part == Part(part))
 
     def select(self, patients: NDArray[np.int64]) -> ScanSet:
         """Give all scans of the named patients, in this order, numbered anew.

@@ -63,9 +63,7 @@ def tensor_of(
     return tensor.astype(np.float32, copy=False)
 
 
-def _stretched(
-    values: NDArray[np.float64], valid: NDArray[np.bool_] | None
-) -> NDArray[np.float64]:
+def _stretched(values: NDArray[np.float64], valid: NDArray[np.bool_] | None) -> NDArray[np.float64]:
     """Map the 0.5 % and 99.5 % quantile to 0 and 1, clipped; a flat picture becomes black."""
     seen = values if valid is None else values[valid]
     low, high = np.percentile(seen, [0.5, 99.5]) if seen.size else (0.0, 0.0)
@@ -106,9 +104,7 @@ def _scaled_size(
     return rows, columns
 
 
-def _cropped_or_padded(
-    plane: NDArray[np.float32], size: tuple[int, int]
-) -> NDArray[np.float32]:
+def _cropped_or_padded(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Keep the centre; what is missing is 0. An odd surplus goes to the end."""
     result = np.zeros(size, dtype=np.float32)
     source, target = [], []

@@ -12,7 +12,7 @@ Notation, as in the source:
 
 Source:
     Bruna, Mallat. Invariant Scattering Convolution Networks. IEEE TPAMI 2013.
-    https://arxiv.org/abs/1203.1513 (section 2; Morlet wavelets).
+    https://arxiv.org/abs/1203.1513. Here the averages are taken over boxes, not Gaussians.
     Tramer, Boneh. Differentially Private Learning Needs Better Features (or Much More Data).
     ICLR 2021. https://arxiv.org/abs/2011.11660 (scattering with GroupNorm under private
     training).
@@ -70,7 +70,8 @@ class Scattering(nn.Module):
     Guarantee:
         No parameters and no state. A scan's output depends on no other scan, and on the CPU
         it is the same to the bit whatever batch the scan comes in: work is done in chunks of
-        one fixed shape, the last one filled up with zeros. It is float32 also under autocast.
+        one fixed shape, the last one filled up with zeros. It is float32 also under autocast
+        (float64 after ``.double()``, for checks).
         Working memory does not grow with the batch. A scan that holds NaN spoils its own output
         only. The gradient with respect to the scans exists.
     """
@@ -85,7 +86,7 @@ class Scattering(nn.Module):
 
     def forward(self, scans: torch.Tensor) -> torch.Tensor:
         """Return the normalised scattering maps ``(scans, 81 · channels, 7, 7)``."""
-        planes = scans.float().flatten(0, 1).unsqueeze(1)
+        planes = scans.to(self.fine.dtype).flatten(0, 1).unsqueeze(1)
         chunk = max(1, _CHUNK_PIXELS // (scans.shape[-2] * scans.shape[-1]))
         maps = [planes.new_empty(0, MAPS_PER_CHANNEL, SIDE, SIDE)]  # an empty batch has a shape too
         with torch.autocast(scans.device.type, enabled=False):
@@ -101,6 +102,7 @@ class Scattering(nn.Module):
         coarser = _modulus(planes, self.coarse, stride=2)
         second = _modulus(finer.flatten(0, 1).unsqueeze(1), self.coarse, stride=2)
         second = second.reshape(len(planes), -1, *second.shape[2:])
+        # In this order GroupNorm's three maps are mostly of one order and scale, so of one size.
         orders = (planes, finer, coarser, second)
         maps = torch.cat([functional.adaptive_avg_pool2d(order, SIDE) for order in orders], dim=1)
         return functional.group_norm(maps, _GROUPS_PER_CHANNEL)
@@ -131,7 +133,7 @@ def morlet_bank(scale: int) -> torch.Tensor:
         Each filter sums to 0 to within rounding, so a scan of one grey gives no response.
 
     Source:
-        arXiv:1203.1513, section 2.1: ``ψ(u) = α (e^{iu·ξ} − β) e^{−|u|²/2σ²}``.
+        arXiv:1203.1513, the Morlet wavelet: ``ψ(u) = α (e^{iu·ξ} − β) e^{−|u|²/2σ²}``.
     """
     width, reach = 0.8 * 2**scale, 3 * 2**scale
     wave_number = 3 * math.pi / 4 / 2**scale

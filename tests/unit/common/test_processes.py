@@ -29,7 +29,8 @@ STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+other = subprocess.Popen(sleep, start_new_session=True)
 with open(sys.argv[1] + ".new", "w") as file:
     file.write(f"{os.getpid()} {other.pid}")
 os.rename(sys.argv[1] + ".new", sys.argv[1])

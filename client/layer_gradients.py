@@ -1,0 +1,334 @@
+"""Run a network so that each layer notes what every patient contributes to its gradient.
+
+While `recording` is active, the layers with weights run a backward pass that passes on the
+gradients of activations, forms none for the weights, and reports to a
+`medfed.client.bookkeeping.Chunk` instead. Per layer, the cheapest exact way to the norms;
+which one depends on shapes and public numbers only:
+
+    Conv2d, large maps    the gradient of each row, all in one grouped convolution
+    Conv2d, small maps    inner products of patches times those of output gradients ("ghost")
+    Linear                the same, of inputs
+    GroupNorm             the gradient of each row, from the native backward pass
+
+Any other layer with weights is refused by `check_supported`, with its name and a remedy.
+
+Source:
+    Goodfellow. Efficient Per-Example Gradient Computations. https://arxiv.org/abs/1510.01799
+    Rochette, Manoel, Tramel. Efficient Per-Example Gradient Computations in Convolutional
+    Neural Networks. https://arxiv.org/abs/1912.06015 (one grouped convolution).
+    Bu, Mao, Xu. Scalable and Efficient Training of Large Convolutional Neural Networks with
+    Differential Privacy. https://arxiv.org/abs/2205.10683 (the cheaper one, per layer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+from torch.nn.modules.batchnorm import _NormBase
+
+from medfed.client.bookkeeping import Again, Chunk
+from medfed.common.errors import ConfigError
+
+
+def check_supported(network: nn.Module) -> None:
+    """Refuse a network whose gradients cannot be bounded per patient.
+
+    Raises:
+        ConfigError: a layer mixes patients (BatchNorm), works in place, shares its weights,
+            is frozen in part, or has weights and is not one of Conv2d (zero padding given as
+            numbers), Linear, affine GroupNorm; or nothing is trainable. Names the layer.
+    """
+    for name, layer in network.named_modules():
+        if fault := _fault(layer):
+            what, advice = fault
+            raise ConfigError(
+                f"network layer {name!r} ({type(layer).__name__}) {what}", advice=advice
+            )
+    owners: dict[nn.Parameter, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad and owners.setdefault(parameter, name) != name:
+            raise ConfigError(
+                f"network parameters {owners[parameter]!r} and {name!r} share their weights, "
+                "so that a patient's gradient is not the sum of its parts",
+                advice="give each layer weights of its own.",
+            )
+    if not owners:
+        raise ConfigError(
+            "the network has no trainable parameter",
+            advice="unfreeze the layers that shall learn.",
+        )
+
+
+def _fault(layer: nn.Module) -> tuple[str, str] | None:
+    """What is wrong with a layer, and what to do about it."""
+    weights = dict(layer.named_parameters(recurse=False))
+    trainable = [name for name, weight in weights.items() if weight.requires_grad]
+    if isinstance(layer, _NormBase) and (
+        layer.track_running_stats or not isinstance(layer, nn.InstanceNorm2d)
+    ):
+        return "mixes the patients of a batch", "use nn.GroupNorm instead."
+    if getattr(layer, "inplace", False) is True:
+        return "overwrites its input, which the backward pass needs", "set inplace=False."
+    if not trainable:
+        return None
+    if type(layer) not in _RULES or not set(weights) <= {"weight", "bias"}:
+        return (
+            "has weights whose gradient per patient is not known",
+            "build it from nn.Conv2d, nn.Linear and nn.GroupNorm, or freeze it.",
+        )
+    if "forward" in vars(layer):
+        return "has had its forward method replaced", "use the layer as PyTorch ships it."
+    if len(trainable) < len(weights):
+        return "is frozen in part", "freeze all of its parameters or none."
+    if isinstance(layer, nn.Conv2d) and (
+        layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+    ):
+        return (
+            f"pads with {layer.padding_mode!r} by {layer.padding!r}",
+            "use padding_mode='zeros' and a number of pixels.",
+        )
+    return None
+
+
+@contextmanager
+def recording(network: nn.Module, chunk: Chunk) -> Iterator[None]:
+    """Make the layers of a supported network report to ``chunk``; afterwards all is as before."""
+    layers = {
+        name: layer
+        for name, layer in network.named_modules()
+        if type(layer) in _RULES
+        and any(weight.requires_grad for weight in layer.parameters(recurse=False))
+    }
+    try:
+        for name, layer in layers.items():
+            vars(layer)["forward"] = partial(_forward, name, layer, chunk)
+        yield
+    finally:
+        for layer in layers.values():
+            vars(layer).pop("forward", None)
+
+
+def _forward(name: str, layer: nn.Module, chunk: Chunk, x: Tensor) -> Tensor:
+    """Run a layer, having checked that its norms will be right."""
+    rule = _RULES[type(layer)]
+    who = f"network layer {name!r} ({type(layer).__name__})"
+    if layer in chunk.seen:
+        raise ConfigError(
+            f"{who} is used twice in one pass, so that a patient's gradient is not the sum of "
+            "its parts",
+            advice="give each use a layer of its own.",
+        )
+    if len(x) != chunk.rows or (rule.dims is not None and x.dim() != rule.dims):
+        raise ConfigError(
+            f"{who} got an input of {x.dim()} dimensions and {len(x)} rows, needs "
+            f"{rule.dims or 'any number of'} dimensions and the {chunk.rows} rows of the batch",
+            advice="keep scans as rows; flatten before a Linear layer.",
+        )
+    chunk.seen.add(layer)
+    y = _Recorded.apply(x, layer.weight, rule, layer, chunk)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return cast(Tensor, y)
+
+
+class _Recorded(torch.autograd.Function):
+    """A layer that reports to its chunk in the backward pass, and has no weight gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, rule: _Rule, layer: nn.Module, chunk: Chunk
+    ) -> Tensor:
+        y, *saved = rule.forward(layer, x)
+        ctx.save_for_backward(x, *saved)
+        ctx.rule, ctx.layer, ctx.chunk = rule, layer, chunk
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        g, wanted = gradients[0].contiguous(), ctx.needs_input_grad[0]
+        gx = ctx.rule.backward(ctx.layer, ctx.chunk, wanted, g, *ctx.saved_tensors)
+        return gx, None, None, None, None
+
+
+class _Rule(Protocol):
+    """How one type of layer runs forward and backward. ``wanted``: the input's gradient."""
+
+    dims: int | None
+
+    def forward(self, layer: Any, x: Tensor) -> tuple[Tensor, ...]: ...
+
+    def backward(
+        self, layer: Any, chunk: Chunk, wanted: bool, g: Tensor, x: Tensor, *saved: Tensor
+    ) -> Tensor | None: ...
+
+
+class _LinearRule:
+    dims: int | None = 2
+
+    def forward(self, layer: nn.Linear, x: Tensor) -> tuple[Tensor, ...]:
+        return (F.linear(x, layer.weight, layer.bias),)
+
+    def backward(
+        self, layer: nn.Linear, chunk: Chunk, wanted: bool, g: Tensor, x: Tensor, *saved: Tensor
+    ) -> Tensor | None:
+        again = Again(layer.weight, lambda x, g: g.mT @ x, *_wide(layer, x, g))
+        if layer.bias is not None:
+            chunk.keep(layer.bias, again.g)
+        size = vector_norm(again.x, dim=1) * vector_norm(again.g, dim=1)
+        chunk.never_form(lambda x, g, x2, g2: (x * x2).sum(1) * (g * g2).sum(1), size, again)
+        return (g @ layer.weight.to(g.dtype)).to(x.dtype) if wanted else None
+
+
+class _GroupNormRule:
+    """With the rows folded into the channels, the native backward gives gradients per row."""
+
+    dims: int | None = None
+
+    def forward(self, layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, ...]:
+        (x,) = _wide(layer, x.contiguous())
+        rows, channels, area = x.shape[0], x.shape[1], x.shape[2:].numel()
+        return torch.native_group_norm(
+            x, layer.weight, layer.bias, rows, channels, area, layer.num_groups, layer.eps
+        )
+
+    def backward(
+        self, layer: nn.GroupNorm, chunk: Chunk, wanted: bool, g: Tensor, x: Tensor, *saved: Tensor
+    ) -> Tensor | None:
+        rows, channels, area = x.shape[0], x.shape[1], x.shape[2:].numel()
+        groups, folded = rows * layer.num_groups, (1, rows * channels, *x.shape[2:])
+        g, wide = (t.reshape(folded) for t in _wide(layer, g, x))
+        mean, rstd = (t.view(1, groups) for t in saved)
+        gx, gw, gb = torch.ops.aten.native_group_norm_backward(
+            g, wide, mean, rstd, layer.weight.repeat(rows), 1, rows * channels, area, groups,
+            (wanted, True, True),
+        )  # fmt: skip
+        chunk.keep(layer.weight, gw.view(rows, channels))
+        chunk.keep(layer.bias, gb.view(rows, channels))
+        return cast(Tensor, gx.view(x.shape).to(x.dtype)) if wanted else None
+
+
+class _ConvRule:
+    dims: int | None = 4
+
+    def forward(self, layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, ...]:
+        return (nn.Conv2d.forward(layer, x),)
+
+    def backward(
+        self, layer: nn.Conv2d, chunk: Chunk, wanted: bool, g: Tensor, x: Tensor, *saved: Tensor
+    ) -> Tensor | None:
+        again = Again(layer.weight, partial(_weight_gradient, layer), *_wide(layer, x, g))
+        if layer.bias is not None:
+            chunk.keep(layer.bias, again.g.sum((2, 3)))
+        with _full_precision(x):
+            if _ghost_is_cheaper(layer, x, g, chunk.scans_per_patient):
+                size = _size(layer, again.x, again.g)
+                chunk.never_form(partial(_inner, layer), size, again)
+            else:
+                chunk.keep_if_it_fits(_row_gradients(layer, again.x, again.g), again)
+        if not wanted:
+            return None
+        weight, wide = layer.weight.to(g.dtype), x.to(g.dtype)
+        gx = _convolution_backward(layer, g, wide, weight, layer.groups, (True, False, False))[0]
+        return gx.to(x.dtype)
+
+
+def _convolution_backward(
+    layer: nn.Conv2d, g: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: tuple[bool, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias, those that are wanted."""
+    gradients = torch.ops.aten.convolution_backward(
+        g, x, weight, None, layer.stride, layer.padding, layer.dilation, False, [0, 0], groups,
+        wanted,
+    )  # fmt: skip
+    return cast(tuple[Tensor, Tensor, Tensor], gradients)
+
+
+def _weight_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """Weight gradient, summed over the rows."""
+    with _full_precision(x):
+        wanted = (False, True, False)
+        return _convolution_backward(layer, g, x, layer.weight, layer.groups, wanted)[1]
+
+
+def _row_gradients(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """Weight gradient of each row, shape ``(rows, *weight)``."""
+    rows = len(x)
+    if layer.groups == 1 and (x.shape[1] == 1 or x.is_cuda):  # one channel is slow as a group
+        padding = cast(tuple[int, int], layer.padding)
+        patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
+        out = torch.bmm(g.flatten(2), patches.mT)
+    else:  # the rows as groups of a single convolution; of the weight only the shape is read
+        g, x = (t.reshape(1, -1, *t.shape[2:]) for t in (g, x))
+        weight = x.new_empty(rows * len(layer.weight), *layer.weight.shape[1:])
+        wanted = (False, True, False)
+        out = _convolution_backward(layer, g, x, weight, rows * layer.groups, wanted)[1]
+    return out.view(rows, *layer.weight.shape)
+
+
+def _ghost_is_cheaper(layer: nn.Conv2d, x: Tensor, g: Tensor, scans_per_patient: int) -> bool:
+    """Compare the multiplications per row. Reads shapes and public numbers only."""
+    positions, outputs, weights = g.shape[2:].numel(), len(layer.weight), layer.weight[0].numel()
+    (kh, kw), (ph, pw) = layer.kernel_size, cast(tuple[int, int], layer.padding)
+    pixels = (x.shape[2] + 2 * ph) * (x.shape[3] + 2 * pw)
+    ghost = pixels**2 * x.shape[1] + positions**2 * (outputs + 4 * kh * kw)
+    pairs = (scans_per_patient + 1) / 2
+    return layer.groups == 1 and pairs * ghost < positions * outputs * weights
+
+
+def _inner(layer: nn.Conv2d, x: Tensor, g: Tensor, x2: Tensor, g2: Tensor) -> Tensor:
+    """Inner products of the weight gradients of rows ``x, g`` with those of ``x2, g2``.
+
+    Each is the sum over two positions of <patch, patch'> <output gradient, output gradient'>.
+    Those of patches follow from those of pixels: one shifted addition per kernel element.
+    """
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    (ph, pw), (height, width) = cast(tuple[int, int], layer.padding), g.shape[2:]
+    x, x2 = (F.pad(t, (pw, pw, ph, ph)) for t in (x, x2))
+    pixels = torch.bmm(x.flatten(2).mT, x2.flatten(2)).view(-1, *x.shape[2:], *x.shape[2:])
+    patches = pixels.new_zeros(len(x), height, width, height, width)
+    for down in range(0, kh * dh, dh):
+        i = slice(down, down + sh * (height - 1) + 1, sh)
+        for right in range(0, kw * dw, dw):
+            j = slice(right, right + sw * (width - 1) + 1, sw)
+            patches += pixels[:, i, j, i, j]
+    outputs = torch.bmm(g.flatten(2).mT, g2.flatten(2))
+    return patches.view_as(outputs).mul_(outputs).sum((1, 2))
+
+
+def _size(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """Per row, the sum over positions of ``|patch| |output gradient|``."""
+    energy, ones = x.square().sum(1, keepdim=True), x.new_ones(1, 1, *layer.kernel_size)
+    patch: Tensor = F.conv2d(energy, ones, None, layer.stride, layer.padding, layer.dilation)
+    size: Tensor = patch.clamp(min=0.0).sqrt() * vector_norm(g, dim=1, keepdim=True)
+    return size.sum((1, 2, 3))
+
+
+def _wide(layer: nn.Conv2d | nn.Linear | nn.GroupNorm, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the weights' precision, where autocast had narrowed them."""
+    return tuple(tensor.to(layer.weight.dtype) for tensor in tensors)
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Keep TF32 out of cuDNN: norms and sums must come from the same numbers."""
+    if not x.is_cuda:
+        return nullcontext()
+    cudnn = torch.backends.cudnn
+    flags = cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
+    return cast(AbstractContextManager[None], flags)
+
+
+_RULES: dict[type[nn.Module], _Rule] = {
+    nn.Conv2d: _ConvRule(),
+    nn.Linear: _LinearRule(),
+    nn.GroupNorm: _GroupNormRule(),
+}

@@ -1,0 +1,81 @@
+"""The picture size that a compressed codestream itself states.
+
+Decoders obey the codestream, not the DICOM header around it: two kilobytes of JPEG 2000 can
+ask for 400 megapixels under a header that says 64 × 64. So the two are compared first.
+
+Source:
+    JPEG: ITU-T T.81 B.2.2 (frame header). JPEG-LS: ITU-T T.87 C.2.2. JPEG 2000: ITU-T T.800
+    A.5.1 (SIZ marker). RLE: DICOM PS3.5 annex G (PackBits).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+_SIZ = b"\xff\x4f\xff\x51"
+"""Start of codestream and size marker, always the first two of JPEG 2000."""
+
+
+class CodestreamSize(NamedTuple):
+    """What the first frame header of a codestream says."""
+
+    rows: int
+    columns: int
+    components: int
+
+
+def codestream_size(stream: bytes) -> CodestreamSize | None:
+    """Read the size from a JPEG, JPEG-LS or JPEG 2000 codestream.
+
+    Returns:
+        None when the stream does not state it before its entropy-coded data.
+
+    Example:
+        >>> codestream_size(bytes.fromhex("ffd8 ffc0 000b 08 0002 0003 01 011100 ffd9"))
+        CodestreamSize(rows=2, columns=3, components=1)
+    """
+    try:
+        if stream[:4] == _SIZ or stream[4:8] == b"jP  ":
+            return _from_siz_marker(stream)
+        return _from_frame_header(stream)
+    except struct.error:  # the stream ends inside a marker
+        return None
+
+
+def rle_bound_bytes(rows: int, columns: int, samples: int, bits_allocated: int) -> int:
+    """Most bytes that a sensible RLE frame of this size can have.
+
+    PackBits costs at most one byte more than each 128; writers round segments up and start
+    runs anew at each row, so twice the pixels and two bytes per row and segment are generous.
+    A longer frame would inflate up to 64-fold beyond what the header says.
+    """
+    segments = samples * max(1, bits_allocated // 8)
+    return 64 + segments * (2 * rows * columns + 2 * rows + 2)
+
+
+def _from_siz_marker(stream: bytes) -> CodestreamSize | None:
+    at = stream.find(_SIZ)
+    if at < 0:
+        return None
+    columns, rows, left, top = struct.unpack_from(">4L", stream, at + 8)
+    (components,) = struct.unpack_from(">H", stream, at + 40)
+    return CodestreamSize(rows - top, columns - left, components)
+
+
+def _from_frame_header(stream: bytes) -> CodestreamSize | None:
+    """Walk the markers to the frame header: SOF0 … SOF15, or SOF55 of JPEG-LS."""
+    at = 2
+    while at + 4 <= len(stream):
+        marker = stream[at + 1]
+        if stream[at] != 0xFF or marker == 0xFF:
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD9:  # markers without a length
+            at += 2
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return CodestreamSize(*struct.unpack_from(">HHB", stream, at + 5))
+        elif marker == 0xDA:  # the scan begins and no frame header came
+            return None
+        else:
+            at += 2 + int(struct.unpack_from(">H", stream, at + 2)[0])
+    return None

@@ -1,0 +1,52 @@
+"""The command line: one file per person. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+import typer
+
+from medfed.common.errors import MedfedError
+from medfed.deploy.cli import coordinator, researcher, site
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="medfed",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hospitals train one diagnostic CNN together, and no scan leaves any of them.",
+)
+for person in (researcher, coordinator, site):
+    person.register(app)
+
+
+def main() -> None:
+    """Run a command; end with the exit code of the error tree, never with a traceback of ours.
+
+    An error raised on purpose prints what happened and the next step. Anything else is a
+    defect: it keeps its traceback and exits with 1.
+    """
+    try:
+        code = app(standalone_mode=False)
+    except MedfedError as error:
+        print(f"medfed: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("medfed: interrupted", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # threads that are inside a training step are not waited for
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+
+

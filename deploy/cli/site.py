@@ -1,0 +1,204 @@
+"""Commands of a hospital: make a site, check it, approve a study, take part."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from medfed.client.preflight import Notice, ScanReport
+
+
+class Format(StrEnum):
+    """How a command writes its report."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+_Format = Annotated[Format, typer.Option("--format", help="text for people, json for programs.")]
+_Root = Annotated[Path, typer.Option("--root", help="The site's data root.")]
+
+site_app = typer.Typer(
+    help="Commands of a hospital's admin: init, check, approve.", no_args_is_help=True
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of a hospital to the program."""
+    app.add_typer(site_app, name="site")
+    app.command()(client)
+
+
+@site_app.command()
+def init(
+    site: Annotated[str, typer.Option(help="The site's name, as studies will list it.")],
+    root: _Root,
+    scans: Annotated[Path, typer.Option(help="Folder of the site's scans, or one .npz file.")],
+    server: Annotated[str, typer.Option(help="host:port of the coordinator's server.")],
+    ca: Annotated[Path, typer.Option(help="The server's ca.pem, sent by the coordinator.")],
+    format: _Format = Format.TEXT,
+) -> None:
+    """Make a site: its folder, its keys and its site.toml.
+
+    Example: medfed site init --site A --root /srv/medfed-A --scans /data/scans
+    --server hub.example:8443 --ca ca.pem
+    """
+    from medfed.client.site_root import create_site
+    from medfed.common.trust.keys import fingerprint, read_public_key
+
+    made = create_site(root, name=site, scans=scans, server=server, ca=ca)
+    mark = fingerprint(read_public_key(made.public_key))
+    if format is Format.JSON:
+        _write(
+            {
+                "site": made.name,
+                "root": str(made.folder),
+                "public_key": str(made.public_key),
+                "fingerprint": mark,
+            }
+        )
+        return
+    typer.echo(
+        f"Site {made.name} is in {made.folder}; keep a backup of it, and show it to nobody.\n"
+        f"Next steps:\n"
+        f"  1. Send {made.public_key} to the coordinator as {made.name}.pub; compare the\n"
+        f"     fingerprint by phone: {mark}\n"
+        f"  2. Write your data board's limits into {made.folder / 'site.toml'}, table [policy].\n"
+        f"  3. medfed site approve STUDY.toml --root {made.folder}"
+    )
+
+
+@site_app.command()
+def check(
+    root: _Root,
+    study: Annotated[
+        Path | None, typer.Option(help="A study file. Default: the study approved last.")
+    ] = None,
+    format: _Format = Format.TEXT,
+) -> None:
+    """Read the scans as a study would, and say what it would find. Nothing leaves the site.
+
+    Example: medfed site check --root /srv/medfed-A --study study.toml
+    """
+    from medfed.client.approvals import approved_studies
+    from medfed.client.preflight import look_at_scans
+    from medfed.client.site_root import open_site
+    from medfed.common.study import load_study
+
+    site = open_site(root)
+    report = look_at_scans(site, load_study(study) if study else approved_studies(site)[0])
+    if format is Format.JSON:
+        _write(_report_json(report))
+        return
+    typer.echo(f"Site {site.name}, study {report.study}: what training here will find")
+    typer.echo(f"  {report.unit + 's':12}{report.patients[0]:7} ({report.patients[1]} to train on)")
+    typer.echo(f"  {'scans':12}{report.scans[0]:7} ({report.scans[1]} to train on)")
+    for label, count in report.labels.items():
+        typer.echo(f"  {label:12}{count:7}")
+    for reason, count in report.refused.items():
+        typer.echo(f"  left out    {count:7} {reason}")
+    for warning in report.warnings:
+        typer.secho(f"Warning: {warning}", fg=typer.colors.YELLOW)
+    typer.echo("These numbers are for you; none of them leaves the site.")
+
+
+def _report_json(report: ScanReport) -> dict[str, Any]:
+    return {
+        "study": report.study,
+        "unit": report.unit,
+        "patients": report.patients[0],
+        "training_patients": report.patients[1],
+        "scans": report.scans[0],
+        "training_scans": report.scans[1],
+        "labels": dict(report.labels),
+        "refused": dict(report.refused),
+        "warnings": list(report.warnings),
+    }
+
+
+@site_app.command()
+def approve(
+    study: Annotated[Path, typer.Argument(help="The study file, as the coordinator sent it.")],
+    root: _Root,
+    format: _Format = Format.TEXT,
+) -> None:
+    """Approve a study: hold it against this site's limits, and remember exactly what was read.
+
+    Example: medfed site approve study.toml --root /srv/medfed-A
+    """
+    from medfed.client.approvals import approve as approve_study
+    from medfed.client.site_root import open_site
+    from medfed.common.study import load_study
+
+    site = open_site(root)
+    given = approve_study(site, load_study(study))
+    private = given.delta is not None
+    if format is Format.JSON:
+        _write(
+            {
+                "site": site.name,
+                "study": given.study,
+                "digest": given.digest,
+                "epsilon": given.epsilon if private else None,
+                "delta": given.delta,
+            }
+        )
+        return
+    cost = (
+        f"epsilon = {given.epsilon:.3f} at delta = {given.delta:g} (add or remove one patient)"
+        if private
+        else "no differential privacy at all"
+    )
+    typer.echo(
+        f"Site {site.name} approved study {given.study}, digest {given.digest}.\n"
+        f"Its whole schedule costs a patient here {cost}.\n"
+        f"Next step: medfed client --site {site.name} --root {site.folder}"
+    )
+
+
+def client(
+    site: Annotated[str, typer.Option(help="The site's name.")],
+    root: _Root,
+    retry_for: Annotated[
+        float,
+        typer.Option(help="How long to try to reach the server at first, in seconds.", min=0.0),
+    ] = 60.0,
+    format: _Format = Format.TEXT,
+) -> None:
+    """Join the server and train in its rounds, until stopped with Ctrl-C.
+
+    Example: medfed client --site A --root /srv/medfed-A
+    """
+    from medfed.client.site_root import open_site
+    from medfed.client.supervisor import Supervisor
+    from medfed.common.errors import ConfigError
+
+    opened = open_site(root)
+    if opened.name != site:
+        raise ConfigError(
+            f"--site {site} was given, but {opened.folder} is the root of site {opened.name!r}.",
+            advice=f"give --site {opened.name}, or the other site's --root.",
+        )
+    say = _say_json if format is Format.JSON else _say_text
+    try:
+        Supervisor(opened, lambda notice: say(opened.name, notice)).run(retry_for_s=retry_for)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _say_text(site: str, notice: Notice) -> None:
+    text = f"warning: {notice.text}" if notice.kind == "warning" else notice.text
+    typer.echo(f"[{site}] {text}")
+
+
+def _say_json(site: str, notice: Notice) -> None:
+    _write({"site": site, "kind": notice.kind, "text": notice.text})
+
+
+def _write(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value))

@@ -1,0 +1,210 @@
+"""The ServerApp: the rounds of a study over Flower's public Grid API.
+
+Flower's SuperLink starts ``app`` in a process of its own when the hub starts a run. The app
+finds the study in the server's data root, by the run's name, runs its rounds, and writes every
+change to the journal that ``medfed status`` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from medfed.common.errors import ConfigError
+from medfed.common.files import write_atomically
+from medfed.common.study import Study, study_from_canonical
+from medfed.server.journal import Journal, RunStatus
+from medfed.server.rounds import EXIT_CODES, Outcome, RoundRecord, RunState, headline
+from medfed.server.run_study import Answer, RunResult, StudyRun, words_for
+
+log = logging.getLogger(__name__)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one study, as the hub wrote it down.
+
+    Raises:
+        ConfigError: the data root is not known or the run's study is not there.
+    """
+    root = os.environ.get("MEDFED_SERVER_ROOT")
+    if root is None:
+        raise ConfigError("MEDFED_SERVER_ROOT is not set.", advice="start runs by `medfed launch`.")
+    run = str(context.run_config["medfed-run"])
+    folder = Path(root) / "runs" / run
+    study = study_from_canonical((folder / "study.json").read_bytes())
+    nodes = json.loads((Path(root) / "sites" / "nodes.json").read_text())
+    run_deployed(grid, study, run=run, node_of=nodes, folder=folder, journal_at=Path(root))
+
+
+def run_deployed(
+    grid: Grid,
+    study: Study,
+    *,
+    run: str,
+    node_of: Mapping[str, int],
+    folder: Path,
+    journal_at: Path,
+) -> RunResult:
+    """Run a study's rounds and keep the journal true to the end.
+
+    Args:
+        grid: Flower's grid.
+        study: The study.
+        run: The run's name.
+        node_of: Site -> Flower node id, as registered with the site's public key.
+        folder: The run's folder.
+        journal_at: The server's data root.
+    """
+    journal = Journal(journal_at / "journal.db")
+
+    def note(state: RunState) -> None:
+        journal.write(status_of(study, run, state))
+
+    link = GridLink(grid, study, run, node_of)
+    study_run = StudyRun(
+        study,
+        link,
+        folder=folder,
+        on_change=note,
+        stop_requested=lambda: journal.stop_requested(run),
+    )
+    result = study_run.run()
+    write_atomically(folder / "result.json", result_json(study, run, result.state))
+    return result
+
+
+def result_json(study: Study, run: str, state: RunState) -> bytes:
+    """What became of a run, round by round and site by site. Public.
+
+    ``rounds`` holds, per round, the sites whose update was used and why others are missing.
+    """
+    content = {
+        "run": run,
+        "study": study.name,
+        "digest": study.digest,
+        "outcome": state.outcome,
+        "headline": headline(state),
+        "rounds": [
+            {
+                "round": record.round,
+                "accepted": list(record.accepted),
+                "missing": dict(record.missing),
+                "skipped": record.skipped,
+            }
+            for record in state.history
+        ],
+    }
+    return json.dumps(content, indent=2).encode()
+
+
+def history_of(result: bytes) -> tuple[RoundRecord, ...]:
+    """Read back the rounds of ``result_json``."""
+    return tuple(
+        RoundRecord(r["round"], tuple(r["accepted"]), r["missing"], r["skipped"])
+        for r in json.loads(result)["rounds"]
+    )
+
+
+def outcome_of(result: bytes) -> Outcome:
+    """Read back how the run of ``result_json`` ended."""
+    outcomes: dict[str, Outcome] = {o: o for o in EXIT_CODES}
+    return outcomes[json.loads(result)["outcome"]]
+
+
+def status_of(study: Study, run: str, state: RunState) -> RunStatus:
+    """A run's state in the words of the journal."""
+    if state.outcome is not None:
+        word: str = state.outcome
+    else:
+        word = "waiting" if state.phase == "waiting" and state.round == 1 else "running"
+    return RunStatus(
+        run=run,
+        study=study.name,
+        digest=study.digest,
+        state=word,
+        round=state.round,
+        rounds=state.rounds,
+        sites=dict(words_for(state)),
+        headline=headline(state),
+        exit_code=None if state.outcome is None else EXIT_CODES[state.outcome],
+        updated_at=time.time(),
+        pid=os.getpid(),
+    )
+
+
+class GridLink:
+    """The rounds' link to the sites over a Flower Grid.
+
+    Args:
+        grid: Flower's grid, or one that behaves like it.
+        study: The study.
+        run: The run's name.
+        node_of: Site -> Flower node id.
+    """
+
+    def __init__(self, grid: Grid, study: Study, run: str, node_of: Mapping[str, int]) -> None:
+        self._grid, self._study, self._run = grid, study, run
+        self._node_of = {site.name: node_of.get(site.name) for site in study.site}
+        self._waiting_for: dict[str, str] = {}
+
+    def present(self) -> frozenset[str]:
+        """The study's sites whose node is connected."""
+        online = set(self._grid.get_node_ids())
+        return frozenset(site for site, node in self._node_of.items() if node in online)
+
+    def ask(self, round_: int, sites: tuple[str, ...], model: bytes, deadline_s: float) -> None:
+        """Send a round's global model."""
+        weights = ArrayRecord({"bytes": Array(np.frombuffer(model, dtype=np.uint8))})
+        config = ConfigRecord({"digest": self._study.digest, "run": self._run, "round": round_})
+        messages = [
+            Message(
+                content=RecordDict({"round": config, "model": weights}),
+                message_type=MessageType.TRAIN,
+                dst_node_id=self._node(site),
+                group_id=str(round_),
+                ttl=deadline_s + 60.0,
+            )
+            for site in sites
+        ]
+        ids = list(self._grid.push_messages(messages))
+        self._waiting_for = dict(zip(ids, sites, strict=True))
+
+    def next_answer(self) -> Answer | None:
+        """Pull one answer, looking at the open messages in turn."""
+        for message_id, site in list(self._waiting_for.items()):
+            for reply in self._grid.pull_messages([message_id]):
+                del self._waiting_for[message_id]
+                return _answer(site, reply)
+        return None
+
+    def _node(self, site: str) -> int:
+        node = self._node_of[site]
+        if node is None:
+            raise ConfigError(
+                f"site {site!r} is not enrolled at this server.",
+                advice="enrol its public key: `medfed enrol approve`.",
+            )
+        return node
+
+
+def _answer(site: str, reply: Message) -> Answer:
+    if reply.has_error():
+        return Answer(site, failure="lost", reason=f"Flower error {reply.error.code}")
+    content = reply.content
+    if "update" in content.array_records:
+        return Answer(site, update=content.array_records["update"]["bytes"].numpy().tobytes())
+    fact = content.config_records.get("fact")
+    return Answer(
+        site, failure="refused", reason="no reason" if fact is None else str(fact["code"])
+    )

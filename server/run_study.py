@@ -1,0 +1,238 @@
+"""Carry out the decisions of ``rounds.py``: send, collect, average, average over rounds, save.
+
+Independent of how messages travel: a ``Link`` sends the global model to sites and gives their
+answers one by one. ``flower_app.py`` makes a link of a Flower Grid.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from medfed.common.errors import UpdateRejectedError
+from medfed.common.files import write_atomically
+from medfed.common.networks.parameters import network_for, parameters_of
+from medfed.common.privacy.clipping import clip_update
+from medfed.common.study import Study
+from medfed.common.updates import Parameters, decode, encode, shapes_of
+from medfed.server.aggregation import RunningMean
+from medfed.server.rounds import (
+    Aggregate,
+    Ask,
+    Command,
+    DeadlinePassed,
+    Event,
+    Finish,
+    RunState,
+    SiteFailed,
+    SitesPresent,
+    StopRequested,
+    UpdateAccepted,
+    advance,
+    begin,
+)
+from medfed.server.strategies.fed_avg import FedAvg, FedAvgState
+from medfed.server.strategies.iterate_average import averaged
+
+log = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 0.2
+_REJOIN_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from a site.
+
+    Attributes:
+        site: Who, by the key it was registered with; never by its own claim.
+        update: The update in wire form, if there is one.
+        failure: Otherwise whether the site was ``lost`` or ``refused``.
+        reason: Why, as a code.
+    """
+
+    site: str
+    update: bytes | None = None
+    failure: Literal["lost", "refused"] = "lost"
+    reason: str = ""
+
+
+class Link(Protocol):
+    """How the rounds reach the sites."""
+
+    def present(self) -> frozenset[str]:
+        """The sites of the study that are connected now."""
+        ...
+
+    def ask(self, round_: int, sites: tuple[str, ...], model: bytes, deadline_s: float) -> None:
+        """Send the global model of a round to sites; do not wait."""
+        ...
+
+    def next_answer(self) -> Answer | None:
+        """One answer of the current round that was not given before; None: none now."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with.
+
+    Attributes:
+        state: Final state: outcome and history.
+        model: The released model; float32. The initial model if no round was done.
+    """
+
+    state: RunState
+    model: Parameters
+
+
+class StudyRun:
+    """One run of a study at the server.
+
+    Args:
+        study: The study.
+        link: How to reach its sites.
+        folder: Where ``model.safetensors`` is written after each round; None: nowhere.
+        on_change: Told every new state.
+        on_model: Told the round and the model that would be released after it.
+        stop_requested: Asked while waiting.
+        seed: Public; chooses the initial weights.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        link: Link,
+        *,
+        folder: Path | None = None,
+        on_change: Callable[[RunState], None] = lambda state: None,
+        on_model: Callable[[int, Parameters], None] = lambda round_, model: None,
+        stop_requested: Callable[[], bool] = lambda: False,
+        seed: int = 0,
+    ) -> None:
+        self._study, self._link, self._folder = study, link, folder
+        self._on_change, self._on_model = on_change, on_model
+        self._stop_requested = stop_requested
+        self._weights = {site.name: site.declared_patients for site in study.site}
+        rule = study.strategy
+        self._strategy = FedAvg(rule.server_learning_rate, rule.server_momentum)
+        self._global: FedAvgState = self._strategy.init(
+            parameters_of(network_for(study, seed=seed))
+        )
+        self._shapes = shapes_of(self._global.parameters)
+        self._released: Parameters | None = None
+        self._updates = RunningMean(self._weights)
+        self._deadline = 0.0
+
+    def run(self) -> RunResult:
+        """Run all rounds.
+
+        Returns:
+            The result, also of a run that failed: its state says so.
+        """
+        names = tuple(site.name for site in self._study.site)
+        state, commands = begin(
+            names, rounds=self._study.training.rounds, quorum=self._study.cohort.quorum
+        )
+        while state.phase != "over":
+            self._on_change(state)
+            for command in commands:
+                self._carry_out(command)
+            state, commands = advance(state, self._next_event(state))
+        for command in commands:
+            self._carry_out(command)
+        self._on_change(state)
+        return RunResult(state, self._model_to_release())
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Ask):
+            deadline = self._study.cohort.round_deadline_s
+            self._updates = RunningMean(self._weights)
+            self._deadline = time.monotonic() + deadline
+            model = encode(self._global.parameters)
+            self._link.ask(command.round, command.sites, model, deadline)
+        elif isinstance(command, Aggregate):
+            self._aggregate(command)
+        elif isinstance(command, Finish):
+            log.info("run.over study=%s outcome=%s", self._study.name, command.outcome)
+
+    def _aggregate(self, command: Aggregate) -> None:
+        assert self._updates.sites == tuple(sorted(command.sites))
+        self._global = self._strategy.apply(self._global, self._updates.mean())
+        self._released = averaged(
+            self._released,
+            self._global.parameters,
+            decay=self._study.strategy.average_decay,
+            round_=command.round,
+        )
+        if self._folder is not None:
+            write_atomically(self._folder / "model.safetensors", encode(self._released))
+        self._on_model(command.round, self._released)
+
+    def _model_to_release(self) -> Parameters:
+        return self._global.parameters if self._released is None else self._released
+
+    def _next_event(self, state: RunState) -> Event:
+        if state.phase == "waiting":
+            return self._wait_for_sites(state)
+        while True:
+            if self._stop_requested():
+                return StopRequested()
+            answer = self._link.next_answer()
+            if answer is not None:
+                return self._judge(answer)
+            if time.monotonic() > self._deadline:
+                return DeadlinePassed()
+            time.sleep(_LOOK_AGAIN_S)
+
+    def _wait_for_sites(self, state: RunState) -> Event:
+        """Wait for all sites: for the first round as long as a round may take, later briefly."""
+        patience = self._study.cohort.round_deadline_s
+        if state.round > 1:
+            patience = min(patience, _REJOIN_WAIT_S)
+        until = time.monotonic() + patience
+        while True:
+            present = self._link.present()
+            if present >= set(state.sites) or time.monotonic() > until:
+                return SitesPresent(present)
+            if self._stop_requested():
+                return StopRequested()
+            time.sleep(_LOOK_AGAIN_S)
+
+    def _judge(self, answer: Answer) -> Event:
+        if answer.update is None:
+            return SiteFailed(answer.site, answer.failure, answer.reason)
+        try:
+            update = decode(answer.update, self._shapes, who=f"site {answer.site!r}")
+            bound = self._study.strategy.update_norm_bound
+            self._updates.add(
+                answer.site, update if bound is None else clip_update(update, bound).update
+            )
+        except UpdateRejectedError as error:
+            log.warning("update.rejected site=%s %s", answer.site, error)
+            return SiteFailed(answer.site, "rejected", "its update failed the checks")
+        return UpdateAccepted(answer.site)
+
+
+def words_for(state: RunState) -> Mapping[str, str]:
+    """What each site is doing, in the words that status, logs and reports share.
+
+    Returns:
+        Site -> ``waiting``, ``training``, ``reported``, or why it is missing.
+    """
+    if state.phase == "over" and state.history:
+        last = state.history[-1]
+        return {s: "reported" if s in last.accepted else last.missing[s] for s in state.sites}
+    words = {}
+    for site in state.sites:
+        if site in state.pending:
+            words[site] = "training"
+        elif site in state.accepted:
+            words[site] = "reported"
+        else:
+            words[site] = state.missing.get(site, "waiting")
+    return words
