@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FOLDERS := common server client simulations deploy
 
-.PHONY: help demo test check format venv types bench clean
+.PHONY: help demo test check format venv types proto bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,11 @@ check: venv types  ## format, lint, types, layers, doctests
 format: venv  ## rewrite the sources in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+proto: venv  ## regenerate the control service's messages
+	@mkdir -p build
+	@$(BIN)/python -m grpc_tools.protoc -Imedfed/server=server --python_out=build --pyi_out=build medfed/server/control.proto
+	@cp build/medfed/server/control_pb2.py* server/
 
 bench: venv  ## the benchmarks; each prints its figures last
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

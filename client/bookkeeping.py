@@ -70,7 +70,8 @@ class Chunk:
         for i, j in self._pairs:
             square.index_add_(0, self._unit[i], 2.0 * inner(x[i], g[i], x[j], g[j]).double())
         size = self._per_patient(size.double())
-        self._norms.append((square.clamp(min=0.0) + _GHOST_SLACK * size.square()).sqrt())
+        norm = (square.clamp(min=0.0) + _GHOST_SLACK * size.square()).sqrt()
+        self._norms.append(norm.to(x.dtype))
         self._parts.append(again)
 
     def clipped_sums(self, bound: float) -> dict[Tensor, Tensor]:

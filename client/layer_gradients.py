@@ -31,19 +31,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.linalg import vector_norm
-from torch.nn.modules.batchnorm import _NormBase
 
 from medfed.client.bookkeeping import Again, Chunk
 from medfed.common.errors import ConfigError
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def check_supported(network: nn.Module) -> None:
     """Refuse a network whose gradients cannot be bounded per patient.
 
     Raises:
-        ConfigError: a layer mixes patients (BatchNorm), works in place, shares its weights,
-            is frozen in part, or has weights and is not one of Conv2d (zero padding given as
-            numbers), Linear, affine GroupNorm; or nothing is trainable. Names the layer.
+        ConfigError: a layer mixes patients (BatchNorm) or keeps statistics of them, works in
+            place, shares its weights, is frozen in part, or has weights and is not one of
+            Conv2d (zero padding given as numbers), Linear, affine GroupNorm; or nothing is
+            trainable. Names the layer.
     """
     for name, layer in network.named_modules():
         if fault := _fault(layer):
@@ -70,10 +73,10 @@ def _fault(layer: nn.Module) -> tuple[str, str] | None:
     """What is wrong with a layer, and what to do about it."""
     weights = dict(layer.named_parameters(recurse=False))
     trainable = [name for name, weight in weights.items() if weight.requires_grad]
-    if isinstance(layer, _NormBase) and (
-        layer.track_running_stats or not isinstance(layer, nn.InstanceNorm2d)
-    ):
+    if isinstance(layer, _BATCH_NORMS):
         return "mixes the patients of a batch", "use nn.GroupNorm instead."
+    if isinstance(layer, _INSTANCE_NORMS) and layer.track_running_stats:
+        return "keeps statistics of the scans, without noise", "set track_running_stats=False."
     if getattr(layer, "inplace", False) is True:
         return "overwrites its input, which the backward pass needs", "set inplace=False."
     if not trainable:
@@ -258,7 +261,7 @@ def _weight_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
 def _row_gradients(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
     """Weight gradient of each row, shape ``(rows, *weight)``."""
     rows = len(x)
-    if layer.groups == 1 and (x.shape[1] == 1 or x.is_cuda):  # one channel is slow as a group
+    if _unfolds(layer, x):
         padding = cast(tuple[int, int], layer.padding)
         patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
         out = torch.bmm(g.flatten(2), patches.mT)
@@ -268,6 +271,11 @@ def _row_gradients(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
         wanted = (False, True, False)
         out = _convolution_backward(layer, g, x, weight, rows * layer.groups, wanted)[1]
     return out.view(rows, *layer.weight.shape)
+
+
+def _unfolds(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether patches are faster than groups: with one channel, and on CUDA."""
+    return layer.groups == 1 and (x.shape[1] == 1 or x.is_cuda)
 
 
 def _ghost_is_cheaper(layer: nn.Conv2d, x: Tensor, g: Tensor, scans_per_patient: int) -> bool:

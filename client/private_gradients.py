@@ -136,7 +136,7 @@ class PrivateSteps:
             standard deviation ``noise_multiplier * clip_norm``), formed in float64, over
             ``lot``. Adding or removing one patient changes the sum by at most ``clip_norm``.
             A patient whose gradient is not finite contributes exactly zero and disturbs no
-            other. After an error the parameters are as before.
+            other. After an error in a batch the parameters are as before.
         """
         try:
             for batch in batches:

@@ -84,7 +84,7 @@ class Supervisor:
         )
 
     def run(self, *, retry_for_s: float = 60.0) -> None:
-        """Check, join, and stay until told to stop.
+        """Check, join, and stay until told to stop. Only on the main thread, which signals reach.
 
         Args:
             retry_for_s: How long to go on trying to reach the server at first, seconds.
@@ -155,7 +155,10 @@ class Supervisor:
             for line in self._node.lines():
                 self._hear_node(line)
             if self._may_try_again(code):
-                self._say(f"the node ended (code {code}); again in {self._node.pause_s:.0f} s")
+                why = ": the server refuses this site for now" if self._refused else ""
+                pause = self._node.pause_s
+                self._say(f"the node ended (code {code}){why}; again in {pause:.0f} s")
+            self._refused = False
         self._node.start_if_due()
 
     def _may_try_again(self, code: int) -> bool:

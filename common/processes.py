@@ -217,8 +217,9 @@ def require_free_port(host: str, port: int, *, purpose: str) -> None:
         with socket.create_server((host, port), family=_family(host)):
             return
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise TransportError(
-            f"{purpose}: port {port} on {host} cannot be used ({error.strerror}).",
+            f"{purpose}: port {port} on {host} cannot be used ({why}).",
             advice="end the program that uses it, or choose another port.",
         ) from error
 

@@ -107,11 +107,12 @@ class DataRoot:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the root for this process alone.
+        """Hold the root, made if missing, for this process alone.
 
         Raises:
-            ConfigError: another server holds it.
+            ConfigError: another server holds it, or it cannot be made.
         """
+        private_folder(self.path)
         handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

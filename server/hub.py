@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from medfed.common.errors import ConfigError, TransportError, TrustError
+from medfed.common.errors import ConfigError, TransportError
 from medfed.common.processes import require_free_port
 from medfed.common.study import Study, study_from_canonical
-from medfed.common.trust.keys import fingerprint, parse_public_key
 from medfed.common.trust.private_files import write_private
 from medfed.server.control import ControlService
-from medfed.server.data_root import DataRoot, check_site_name
+from medfed.server.data_root import DataRoot
+from medfed.server.enrolment import Enrolment
 from medfed.server.journal import Journal, RunStatus
 from medfed.server.superlink import SuperLink
 
@@ -49,48 +49,24 @@ class Hub:
     ) -> None:
         self._root, self._superlink = root, superlink
         self._journal, self._bundle = journal, bundle.absolute()
-        self._one_change_at_a_time = threading.Lock()
+        self._enrolment = Enrolment(root, superlink)
+        self._one_launch_at_a_time = threading.Lock()
 
     def take_up(self) -> None:
         """Bring Flower and the journal to what the data root says, after a start.
 
-        Enrolled sites that Flower does not know are registered again; nodes that belong
-        to no enrolled site are thrown out; a run that never got its server app is ended.
-
         Raises:
             TransportError: Flower does not answer.
         """
-        with self._one_change_at_a_time:
-            self._take_up_nodes()
+        self._enrolment.take_up()
         for run in self._journal.runs():
             status = self._journal.read(run)
             if not status.ended and status.pid is None:
                 self._end(status, "failed", "the server ended while this run was starting", 14)
 
     def enrol(self, site: str, public_key: bytes, *, replace: bool) -> tuple[str, bool]:
-        """Let a site in.
-
-        Returns:
-            The key's fingerprint, and whether the site was enrolled with it already.
-
-        Raises:
-            ConfigError: the name is not allowed.
-            TrustError: no P-384 key; another site's key; or another key is enrolled and
-                ``replace`` is false.
-        """
-        check_site_name(site)
-        key = parse_public_key(public_key, source=f"the key of site {site!r}")
-        with self._one_change_at_a_time:
-            enrolled, nodes = self._root.enrolled(), self._root.nodes()
-            _check_key(site, key, enrolled, replace=replace)
-            if enrolled.get(site) == key and site in nodes:
-                return fingerprint(key), True
-            pending = write_private(self._root.pending_key_file(site), key, replace=True)
-            self._keep(site, self._superlink.register(site, pending))
-            if site in nodes:
-                self._superlink.unregister(nodes[site])
-        log.info("enrol.approved site=%s key=%s", site, fingerprint(key))
-        return fingerprint(key), False
+        """Let a site in, as ``Enrolment.approve``."""
+        return self._enrolment.approve(site, public_key, replace=replace)
 
     def launch(self, study: bytes) -> tuple[str, bool]:
         """Start a study, or find the run of it that is going on.
@@ -103,7 +79,7 @@ class Hub:
             TransportError: the server app did not start; the run is marked as failed.
         """
         checked = study_from_canonical(study)
-        with self._one_change_at_a_time:
+        with self._one_launch_at_a_time:
             going_on = self._going_on(checked.digest)
             if going_on is not None:
                 return going_on, True
@@ -162,26 +138,6 @@ class Hub:
             18,
         )
         return self._journal.read(status.run)
-
-    def _keep(self, site: str, node: int) -> None:
-        """Write down that a pending key has become this node."""
-        self._root.write_nodes(self._root.nodes() | {site: node})
-        self._root.pending_key_file(site).replace(self._root.key_file(site))
-
-    def _take_up_nodes(self) -> None:
-        known = self._superlink.nodes()
-        strangers = known.keys() - set(self._root.nodes().values())
-        for site in self._root.pending():
-            if len(strangers) == 1:  # killed after Flower was told and before we wrote it down
-                self._keep(site, strangers.pop())
-        for stranger in strangers:
-            log.warning("enrol.stranger_removed node=%d", stranger)
-            self._superlink.unregister(stranger)
-        nodes = self._root.nodes()
-        for site in self._root.enrolled():
-            if nodes.get(site) not in known:
-                nodes[site] = self._superlink.register(site, self._root.key_file(site))
-        self._root.write_nodes(nodes)
 
     def _going_on(self, digest: str) -> str | None:
         for run in reversed(self._journal.runs()):
@@ -269,8 +225,8 @@ def serve(
     """
     require_free_port(host, port, purpose="the port for the sites")
     require_free_port("127.0.0.1", control_port, purpose="the control service")
-    root.prepare([*([] if host in ("0.0.0.0", "::") else [host]), *names], control_port)
     with root.held(), Journal(root.journal) as journal:
+        root.prepare([*([] if host in ("0.0.0.0", "::") else [host]), *names], control_port)
         superlink = SuperLink(root, host, port, stop)
         child = superlink.start()
         try:
@@ -292,22 +248,6 @@ def serve(
                 control.close()
         finally:
             child.end(_END_LIMIT_S)
-
-
-def _check_key(site: str, key: bytes, enrolled: dict[str, bytes], *, replace: bool) -> None:
-    for other, theirs in enrolled.items():
-        if theirs == key and other != site:
-            raise TrustError(
-                f"site {site!r}: this key is already enrolled, for site {other!r}; a key belongs "
-                "to one site.",
-                advice="ask the site for the node_key.pub of its own data root.",
-            )
-    if enrolled.get(site, key) != key and not replace:
-        raise TrustError(
-            f"site {site!r} is enrolled with another key, {fingerprint(enrolled[site])}; the new "
-            f"one is {fingerprint(key)}.",
-            advice="ask the site by phone which is right; `--replace` throws the old one out.",
-        )
 
 
 def _first_status(run: str, study: Study) -> RunStatus:

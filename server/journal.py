@@ -175,7 +175,8 @@ class Journal:
         content: dict[str, Any] = json.loads(rows[0][0])
         born = content.pop("born")
         status = RunStatus(**content)
-        if status.ended or status.pid is None or _birth_of(status.pid) == born is not None:
+        lives = born is not None and _birth_of(status.pid) == born
+        if status.ended or status.pid is None or lives:
             return status
         return dataclasses.replace(
             status,

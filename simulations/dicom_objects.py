@@ -26,7 +26,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from medfed.client.scans.dicom_tree import WORKLIST
 
-IMPLEMENTATION: Final = UID("2.25.302043790172249692526321623266752743501")
+IMPLEMENTATION: Final = UID("2.25.207343715043939447221740875220053806905")
 """Our Implementation Class UID, from a random UUID drawn once."""
 FIXED_DATE: Final = "20200101"
 FIXED_TIME: Final = "000000"
@@ -39,8 +39,8 @@ def derived_uid(*parts: object) -> UID:
         >>> derived_uid("seed", 0) == derived_uid("seed", 0)
         True
     """
-    digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()[:16]
-    return UID(f"2.25.{uuid.UUID(bytes=digest, version=4).int}")
+    digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()
+    return UID(f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}")
 
 
 def image_object(

@@ -1,4 +1,6 @@
-"""Wrap the pictures of an ``.npz`` data set as DICOM files: ``python -m medfed.simulations.dicom_wrap``.
+"""Wrap the pictures of an ``.npz`` data set as DICOM files.
+
+Run as ``python -m medfed.simulations.dicom_wrap NPZ FOLDER --study STUDY``.
 
 Shows that the two layouts give the same tensors, patients and parts, to the bit. A picture
 becomes a Secondary Capture object of 8 bits without window or rescale; its PatientID is its
@@ -53,8 +55,7 @@ def wrap_npz(npz: Path, folder: Path, study: Study) -> None:
         _write_all(pictures, folder, study)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{folder}: the pictures of {npz} cannot be written as DICOM "
-            f"({type(error).__name__}).",
+            f"{folder}: the pictures of {npz} cannot be written as DICOM ({type(error).__name__}).",
             advice="check that the folder can be written and that each group is a text of at "
             "most 64 characters without a backslash.",
         ) from error

@@ -168,9 +168,7 @@ def _labels(patients: int, scanner: Scanner, random: np.random.Generator) -> lis
     return [LABELS[int(flag)] for flag in flags]
 
 
-def acquire(
-    thorax: Thorax, scanner: Scanner, random: np.random.Generator
-) -> NDArray[np.uint16]:
+def acquire(thorax: Thorax, scanner: Scanner, random: np.random.Generator) -> NDArray[np.uint16]:
     """Take one radiograph: position the patient, expose, add noise, quantise.
 
     Returns:
@@ -257,7 +255,13 @@ def contact_sheet(path: Path, *, seed: int = 0, patients: int = 6, scale: int = 
                 shown = np.clip((stored - low) / (high - low), 0.0, 1.0)
                 shown = 1.0 - shown if scanner.inverted else shown
                 side = (96 * scale, 96 * scale)
-                row.append(np.asarray(Image.fromarray(shown.astype(np.float32)).resize(side, Image.Resampling.BILINEAR)))
+                row.append(
+                    np.asarray(
+                        Image.fromarray(shown.astype(np.float32)).resize(
+                            side, Image.Resampling.BILINEAR
+                        )
+                    )
+                )
             rows.append(np.hstack(row))
     sheet = np.rint(np.vstack(rows) * 255.0).astype(np.uint8)
     Image.fromarray(sheet).save(path)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 Plane = NDArray[np.float64]
 
-OPACITY_CONTRAST: Final = (0.18, 0.36)
+OPACITY_CONTRAST: Final = (0.20, 0.40)
 """Range of the brightness that an opacity adds to the lung, before ``OPACITY_CAP``."""
-OPACITY_CAP: Final = 0.38
+OPACITY_CAP: Final = 0.40
 """What overlapping opacities tend to: a lung without air is as bright as soft tissue."""
 RIBS: Final = 9
 
@@ -110,22 +110,24 @@ def draw(thorax: Thorax, pose: Pose, matrix: int, field_mm: float) -> Plane:
     Returns:
         ``(matrix, matrix)``, in [0, 1], 0 air.
     """
-    x, y = _patient_coordinates(pose, matrix, field_mm)
+    axis = (np.arange(matrix) + 0.5) * (field_mm / matrix) - field_mm / 2
+    x, y = _patient_coordinates(pose, axis)
     body = _body(thorax, x, y)
-    lungs = _lungs(thorax, x, y)
-    inside = lungs * (1.0 - 0.75 * _heart(thorax, x, y))
-    opacity = OPACITY_CAP * (1.0 - np.exp(-_sum_of(thorax.opacities, x, y) / OPACITY_CAP))
-    shadow = _sum_of(thorax.vessels, x, y) + opacity
+    lungs, heart = _lungs(thorax, x, y), _heart(thorax, x, y)
+    opacity = OPACITY_CAP * (1.0 - np.exp(-_sum_of(thorax.opacities, pose, axis) / OPACITY_CAP))
+    shadow = _sum_of(thorax.vessels, pose, axis) + opacity
     picture = thorax.tissue * body - thorax.lung_depth * lungs
-    picture += 0.30 * _heart(thorax, x, y) * lungs + 0.13 * _mediastinum(x, y) * body
-    picture += 0.055 * _ribs(thorax, x, y) * body * (0.3 + 0.7 * lungs) + 0.08 * _collar_bones(thorax, x, y) * body
-    picture += shadow * inside
+    picture += 0.30 * heart * lungs + 0.13 * _mediastinum(x, y) * body
+    picture += (
+        0.055 * _ribs(thorax, x, y) * body * (0.3 + 0.7 * lungs)
+        + 0.08 * _collar_bones(thorax, x, y) * body
+    )
+    picture += shadow * lungs * (1.0 - 0.75 * heart)
     return np.clip(picture, 0.0, 1.0)
 
 
-def _patient_coordinates(pose: Pose, matrix: int, field_mm: float) -> tuple[Plane, Plane]:
-    """Where each pixel's centre lies in the patient, in mm."""
-    axis = (np.arange(matrix) + 0.5) * (field_mm / matrix) - field_mm / 2
+def _patient_coordinates(pose: Pose, axis: Plane) -> tuple[Plane, Plane]:
+    """Where each pixel's centre lies in the patient, in mm; ``axis``: on the detector."""
     across, down = np.meshgrid(axis - pose.shift_x, axis - pose.shift_y)
     cosine, sine = np.cos(pose.turn), np.sin(pose.turn)
     x = (across * cosine + down * sine) / pose.magnification
@@ -193,12 +195,20 @@ def _collar_bones(thorax: Thorax, x: Plane, y: Plane) -> Plane:
     return _soft(np.abs(y - height) - 4.0, 1.5) * _soft(14.0 - reach, 4.0) * _soft(reach - 118, 5.0)
 
 
-def _sum_of(blobs: tuple[Blob, ...], x: Plane, y: Plane) -> Plane:
-    total = np.zeros_like(x)
-    for blob in blobs:
-        across, down = (x - blob.x) / blob.sigma_x, (y - blob.y) / blob.sigma_y
-        total += blob.peak * np.exp(-0.5 * (across * across + down * down))
-    return total
+def _sum_of(blobs: tuple[Blob, ...], pose: Pose, axis: Plane) -> Plane:
+    """Shadows of all blobs on the detector, a product of one factor per row and per column.
+
+    The few degrees of turn move a blob's centre; its own outline stays upright.
+    """
+    if not blobs:
+        return np.zeros((len(axis), len(axis)))
+    x, y, sigma_x, sigma_y, peak = np.asarray(blobs).T[:, :, None]
+    cosine, sine = np.cos(pose.turn), np.sin(pose.turn)
+    across = pose.magnification * (x * cosine - y * sine) + pose.shift_x
+    down = pose.magnification * (x * sine + y * cosine) + pose.shift_y
+    columns = np.exp(-0.5 * ((axis - across) / (sigma_x * pose.magnification)) ** 2)
+    rows = np.exp(-0.5 * ((axis - down) / (sigma_y * pose.magnification)) ** 2)
+    return np.asarray((peak * rows).T @ columns)
 
 
 def _vessels(thorax: Thorax, random: np.random.Generator) -> tuple[Blob, ...]:
@@ -211,7 +221,9 @@ def _vessels(thorax: Thorax, random: np.random.Generator) -> tuple[Blob, ...]:
         x = side * (32.0 + out * np.cos(angle))
         y = thorax.lung_y + 12.0 + 1.5 * out * np.sin(angle)
         width = random.uniform(3.0, 8.0)
-        blobs.append(Blob(x, y, width, width * random.uniform(0.8, 1.6), random.uniform(0.02, 0.08)))
+        blobs.append(
+            Blob(x, y, width, width * random.uniform(0.8, 1.6), random.uniform(0.02, 0.08))
+        )
     return tuple(blobs)
 
 

@@ -168,7 +168,7 @@ def _lookup(values: NDArray[np.float64], table: Dataset, dataset: Dataset) -> _R
         if isinstance(data, bytes):
             wide = ">u2" if _big_endian(dataset) else "<u2"
             data = np.frombuffer(data, dtype=wide if len(data) >= 2 * entries else np.uint8)
-        lut = np.asarray(data).astype(np.float64)[:entries]
+        lut = np.asarray(data).astype(np.float64).reshape(-1)[:entries]
     except (TypeError, ValueError, OverflowError):
         raise RefusedScanError(Reason.GREY_SCALE) from None
     if lut.shape != (entries,) or not 0 < bits <= 16:

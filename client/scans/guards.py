@@ -69,7 +69,7 @@ COLOUR_MODELS: Final[dict[str, int]] = {
 }
 """Photometric interpretation → samples per pixel."""
 
-logging.getLogger("pydicom").propagate = False  # its warnings quote values of the file
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its warnings quote the file
 
 
 class ImageHeader(NamedTuple):
@@ -197,7 +197,7 @@ def _parsed(path: Path, content: bytes) -> Dataset:
         syntax = meta.get("TransferSyntaxUID")
     except Exception:  # a broken header raises whatever it runs into; all mean the same
         raise RefusedScanError(Reason.NOT_DICOM) from None
-    if syntax not in NATIVE and syntax not in COMPRESSED:
+    if not isinstance(syntax, str) or (syntax not in NATIVE and syntax not in COMPRESSED):
         raise RefusedScanError(Reason.SYNTAX)
     try:
         if syntax == uids.DeflatedExplicitVRLittleEndian:

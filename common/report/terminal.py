@@ -118,7 +118,7 @@ class _Screen:
         table = Table(box=look, show_edge=False, padding=(0, 1, 0, 0))
         for column in columns:
             side: Literal["left", "right"] = "left" if column is columns[0] else "right"
-            table.add_column(self.text(_joined(column.head, joint)), justify=side, no_wrap=True)
+            table.add_column(self.text(_joined(column.head, joint)), justify=side)
         for row in zip(*(column.cells for column in columns), strict=True):
             table.add_row(*(self.text(_joined(cell, joint)) for cell in row))
         table.add_section()

@@ -34,7 +34,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Site", "One hospital taking part. Its scans never leave it."),
     (
         "Global model",
-        "The one model that all sites trained together, by sending noised changes of its weights.",
+        "The one model that all sites trained together, by exchanging changes of its weights "
+        "instead of scans.",
     ),
     (
         "Alone",
@@ -43,8 +44,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "Round",
-        "One cycle: sites receive the model, train it on their own scans, and send back a noised "
-        "change, which the server averages.",
+        "One cycle: sites receive the model, train it on their own scans, and send back the "
+        "change of its weights, which the server averages.",
     ),
     (
         "Epsilon (ε)",

@@ -22,7 +22,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from medfed.common.errors import TransportError
+from medfed.common.errors import ConfigError, TransportError
 from medfed.common.processes import free_port
 from medfed.common.study import parse_study
 from medfed.common.trust.keys import fingerprint, new_node_key, read_public_key
@@ -167,7 +167,10 @@ def test_the_control_service_and_flower_listen_on_loopback_only(server: Server) 
     for pid in server.processes():
         for line in _listening_sockets(pid):
             listening.add(line)
-    assert listening <= {"127.0.0.1", "0000000000000000FFFF00000100007F"}  # the same, mapped to IPv6
+    assert listening <= {
+        "127.0.0.1",
+        "0000000000000000FFFF00000100007F",
+    }  # the same, mapped to IPv6
     assert listening
 
 
@@ -224,6 +227,22 @@ def test_killing_the_hub_leaves_no_orphan(tmp_path: Path) -> None:
         time.sleep(0.1)
     assert server.process.stdout is not None
     server.process.stdout.close()
+
+
+def test_a_second_server_on_the_same_root_is_refused_and_changes_nothing(server: Server) -> None:
+    files = [path for path in server.root.path.rglob("*") if path.suffix in (".toml", ".pem")]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(ConfigError, match="another medfed server is running on this data root"):
+        serve(
+            server.root,
+            host="127.0.0.1",
+            port=free_port(),
+            control_port=free_port(),
+            names=["new.example"],
+            stop=threading.Event(),
+            ready=lambda: None,
+        )
+    assert {path: path.read_bytes() for path in files} == before
 
 
 @pytest.mark.parametrize("which", ["sites", "control"])

@@ -134,15 +134,23 @@ def test_choices_are_sorted_distinct_and_in_range(count: int, at_most: int, seed
     assert sorted(seeded(str(seed)).permutation(count).tolist()) == list(range(count))
 
 
+@pytest.mark.parametrize("at_most", [5, 6, 7, 1000])
+def test_a_choice_that_covers_all_takes_all_and_draws_nothing(at_most: int) -> None:
+    source = seeded("all")
+
+    assert source.choose(5, at_most).tolist() == [0, 1, 2, 3, 4]
+    assert source.permutation(20).tolist() == seeded("all").permutation(20).tolist()
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 7, (1 << 14) - 1, 1 << 14, (1 << 14) + 1])
 def test_any_number_of_draws_can_be_asked_for(count: int) -> None:
     source = SecretRandomness()
 
     normals, coins = source.normal(count), source.coins(count, 0.5)
 
-    assert (normals.shape, normals.dtype) == ((count,), np.float64)
+    assert normals.shape == (count,) and normals.dtype == np.float64
     assert np.isfinite(normals).all() and len(np.unique(normals)) == count
-    assert (coins.shape, coins.dtype) == ((count,), np.bool_)
+    assert coins.shape == (count,) and coins.dtype == np.bool_
 
 
 def test_two_secret_generators_differ_whatever_is_seeded_around_them(
@@ -173,7 +181,7 @@ def test_a_secret_generator_cannot_be_given_a_seed() -> None:
 def test_a_secret_generator_cannot_be_pickled_or_copied() -> None:
     for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="draws would repeat"):
-            attempt(SecretRandomness())  # type: ignore[operator]  # functions of one argument
+            attempt(SecretRandomness())
 
 
 def test_a_secret_generator_shows_nothing_and_calls_itself_secret() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medfed.common.report.content import Outcome, RunReport
+from medfed.common.report.content import Interval, Outcome, RunReport
 from medfed.common.report.page import page_html, write_page
 from tests.support.reports import run_report, site_row
 
@@ -137,6 +137,15 @@ def test_tile_shows_the_weakest_guarantee() -> None:
     page = page_html(run_report(sites=sites))
 
     assert "<strong>6.00</strong><small>epsilon at delta 1e-5, per patient</small>" in page
+
+
+def test_gain_and_loss_differ_in_sign_and_colour() -> None:
+    worse = site_row(site="B", alone=Interval(0.96, 0.93, 0.98))
+
+    page = page_html(run_report(sites=(site_row(), worse)))
+
+    assert '<strong class="good">+0.051</strong>' in page
+    assert '<strong class="bad">−0.007</strong>' in page  # 0.953 - 0.960
 
 
 def test_page_of_a_run_with_nothing_in_it_can_be_drawn() -> None:

@@ -106,6 +106,24 @@ def test_what_was_not_measured_has_no_column_or_says_so() -> None:
     assert shown.count("not told") == 2  # the scans of A, hence of all sites
 
 
+def test_each_site_has_its_own_epsilon_and_delta() -> None:
+    sites = (site_row(epsilon=2.0), site_row(site="B", epsilon=6.0, delta=1e-5))
+
+    lines = printed(run_report(sites=sites)).splitlines()
+
+    assert "2.00 at 1e-4" in next(line for line in lines if line.startswith("A "))
+    assert "6.00 at 1e-5" in next(line for line in lines if line.startswith("B "))
+
+
+def test_scans_that_are_the_units_are_not_counted_twice() -> None:
+    sites = (site_row(unit="image", patients=371, scans=371),)
+
+    shown = printed(run_report(sites=sites))
+
+    assert "images" in shown
+    assert "scans " not in shown.split("all sites")[0]
+
+
 def test_run_without_any_site_can_be_shown() -> None:
     shown = printed(
         run_report(sites=(), pooled=None, outcome="failed", model_path="", page_path="")

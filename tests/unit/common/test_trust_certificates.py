@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from medfed.common.errors import ConfigError, TrustError
 from medfed.common.trust import certificates
@@ -47,8 +50,10 @@ def shake_hands(server: Path, client: Path, *, name: str = "localhost") -> str:
     def answer() -> None:
         try:
             with listening.wrap_socket(there, server_side=True) as link:
-                subject = dict(pair[0] for pair in (link.getpeercert() or {})["subject"])
-                seen.append(subject["commonName"])
+                shown = link.getpeercert(binary_form=True)
+                assert shown is not None
+                subject = x509.load_der_x509_certificate(shown).subject
+                seen.append(subject.rfc4514_string())
                 link.send(b"x")
         except OSError:
             there.close()
@@ -66,7 +71,7 @@ def shake_hands(server: Path, client: Path, *, name: str = "localhost") -> str:
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "hub.example", "10.1.2.3"])
 def test_server_and_coordinator_recognise_each_other(trust: Path, name: str) -> None:
-    assert shake_hands(trust, trust.parent / "coordinator", name=name) == "coordinator"
+    assert shake_hands(trust, trust.parent / "coordinator", name=name) == "CN=coordinator"
 
 
 def test_a_name_that_was_not_given_is_not_accepted(trust: Path) -> None:
@@ -155,6 +160,21 @@ def test_what_is_no_authority_is_refused(trust: Path, what: str) -> None:
 
     with pytest.raises(TrustError, match=r"bad\.pem: found .*allowed is the ca\.pem"):
         read_authority(bad)
+
+
+def test_a_self_signed_certificate_that_may_not_sign_others_is_refused(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a web server")])
+    now = datetime.datetime.now(datetime.UTC)
+    alone = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, SHA384())
+    )
+    (tmp_path / "ca.pem").write_bytes(alone.public_bytes(Encoding.PEM))
+
+    with pytest.raises(TrustError, match="found a certificate that is no authority"):
+        read_authority(tmp_path / "ca.pem")
 
 
 def test_an_expired_authority_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from medfed.server.control_wire import status_from_wire, status_to_wire
 from medfed.server.data_root import DataRoot
 from medfed.server.journal import RunStatus
 
+STATUS_METHOD = "/medfed.Control/Status"
 STATUS = RunStatus(
     run="demo-12345678-1",
     study="demo",
@@ -166,7 +167,7 @@ def test_without_a_client_certificate_nothing_is_answered(running: Running) -> N
     ca = (running.root.trust / "ca.pem").read_bytes()
     address = f"127.0.0.1:{running.port}"
     with grpc.secure_channel(address, grpc.ssl_channel_credentials(ca)) as channel:
-        call = channel.unary_unary("/medfed.Control/Status")
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(STATUS_METHOD)
         with pytest.raises(grpc.RpcError) as error:
             call(b"", timeout=10)
 
@@ -177,8 +178,9 @@ def test_without_a_client_certificate_nothing_is_answered(running: Running) -> N
 
 def test_without_tls_nothing_is_answered(running: Running) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(STATUS_METHOD)
         with pytest.raises(grpc.RpcError):
-            channel.unary_unary("/medfed.Control/Status")(b"", timeout=10)
+            call(b"", timeout=10)
     assert running.desk.asked == []
 
 

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from medfed.client.scans import guards
+from medfed.client.scans.codestream import CodestreamSize, codestream_size
+from medfed.client.scans.guards import open_scan
+from medfed.client.scans.pixels import read_dicom
+from medfed.client.scans.refusals import Reason, RefusedScanError
+from medfed.simulations.dicom_objects import write_object
+from tests.support.scans import random_pixels, scan_object, study_of, write_scan
+
+
+def refusal(path: Path) -> Reason:
+    """The reason for which reading the file is refused; no other error may come out."""
+    with pytest.raises(RefusedScanError) as caught:
+        read_dicom(path, study_of().scans)
+    return caught.value.reason
+
+
+def picture(form: str, size: tuple[int, int] = (32, 32), mode: str = "L") -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, 200).save(stream, form)
+    return stream.getvalue()
+
+
+def write_compressed(path: Path, stream: bytes, syntax: UID, **elements: Any) -> Path:
+    dataset = scan_object(random_pixels(), **elements)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    write_object(dataset, path)
+    return path
+
+
+@pytest.mark.parametrize("cut", range(0, 1800, 97))
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, cut: int) -> None:
+    whole = write_scan(tmp_path / "a.dcm", random_pixels()).read_bytes()
+    assert 1800 < len(whole) < 1900  # the cuts reach every part of the file
+    (tmp_path / "cut.dcm").write_bytes(whole[:cut])
+
+    assert refusal(tmp_path / "cut.dcm") in {
+        Reason.NOT_DICOM,
+        Reason.SYNTAX,
+        Reason.NO_PIXELS,
+        Reason.DECODE,
+    }
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path, seed: int) -> None:
+    content = bytearray(write_scan(tmp_path / "a.dcm", random_pixels()).read_bytes())
+    random = np.random.default_rng(seed)
+    for at in random.integers(132, len(content) - 1024, 4):  # before the pixels
+        content[at] = random.integers(256)
+    (tmp_path / "a.dcm").write_bytes(content)
+
+    try:
+        tensor = read_dicom(tmp_path / "a.dcm", study_of().scans).tensor
+    except RefusedScanError:
+        return
+    assert np.isfinite(tensor).all()
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000])
+def test_a_codestream_of_the_header_s_size_is_decoded(tmp_path: Path, syntax: UID) -> None:
+    form = "JPEG" if syntax == JPEGBaseline8Bit else "JPEG2000"
+    path = write_compressed(tmp_path / "a.dcm", picture(form), syntax)
+
+    assert read_dicom(path, study_of().scans).tensor == pytest.approx(200 / 255, abs=0.01)
+
+
+@pytest.mark.parametrize(("form", "syntax"), [("JPEG", JPEGBaseline8Bit), ("JPEG2000", JPEG2000)])
+@pytest.mark.parametrize(("size", "mode"), [((64, 32), "L"), ((32, 33), "L"), ((32, 32), "RGB")])
+def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    syntax: UID,
+    size: tuple[int, int],
+    mode: str,
+) -> None:
+    monkeypatch.setattr("medfed.client.scans.pixels.pixel_array", None)  # calling it would fail
+    path = write_compressed(tmp_path / "a.dcm", picture(form, size, mode), syntax)
+
+    assert refusal(path) is Reason.CODESTREAM
+
+
+def test_a_run_length_frame_that_would_inflate_beyond_the_header_is_refused(
+    tmp_path: Path,
+) -> None:
+    bomb = struct.pack("<16L", 1, 64, *[0] * 14) + b"\x81\x00" * 5000  # 128 zeros each
+    path = write_compressed(tmp_path / "a.dcm", bomb, RLELossless)
+
+    assert refusal(path) is Reason.CODESTREAM
+
+
+@pytest.mark.parametrize(
+    ("stream", "size"),
+    [
+        (picture("JPEG", (40, 30)), CodestreamSize(30, 40, 1)),
+        (picture("JPEG", (40, 30), "RGB"), CodestreamSize(30, 40, 3)),
+        (picture("JPEG2000", (40, 30), "RGB"), CodestreamSize(30, 40, 3)),
+        # JPEG-LS, T.87: SOI, SOF55 with 8 bits, 3 rows, 5 columns, 1 component.
+        (bytes.fromhex("ffd8 fff7 000b 08 0003 0005 01 011100"), CodestreamSize(3, 5, 1)),
+        (bytes.fromhex("ffd8 ffda 0008 01 0100 003f00"), None),  # a scan before any frame header
+        (b"\xff\xd8\xff\xc0\x00", None),
+        (b"", None),
+    ],
+)
+def test_the_size_is_read_from_the_codestream(stream: bytes, size: CodestreamSize | None) -> None:
+    assert codestream_size(stream) == size
+
+
+@pytest.mark.parametrize("content", [b"", b"not a scan", b"\0" * 200, b"\0" * 128 + b"DICM"])
+def test_a_file_that_is_no_dicom_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.dcm").write_bytes(content)
+
+    assert refusal(tmp_path / "a.dcm") is Reason.NOT_DICOM or len(content) == 132
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "missing.dcm") is Reason.MISSING
+    assert refusal(tmp_path) is Reason.MISSING
+
+
+def test_a_file_above_the_limit_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_scan(tmp_path / "a.dcm", random_pixels())
+    monkeypatch.setattr(guards, "MAX_FILE_BYTES", path.stat().st_size - 1)
+
+    assert refusal(path) is Reason.TOO_LARGE
+
+
+def deflate(path: Path) -> Path:
+    """Rewrite a file with the deflated transfer syntax, whatever its size."""
+    dataset, _ = open_scan(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    write_object(dataset, path)
+    return path
+
+
+def test_a_deflated_file_gives_the_same_tensor(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "a.dcm", random_pixels(), PatientName="Nobody")
+    plain = read_dicom(path, study_of().scans)
+
+    deflated = read_dicom(deflate(path), study_of().scans)
+
+    assert np.array_equal(plain.tensor, deflated.tensor)
+    assert plain.patient_id == deflated.patient_id == "P1"
+
+
+def test_a_deflated_file_is_inflated_up_to_the_limit_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_scan(tmp_path / "a.dcm", np.zeros((1000, 1000), dtype=np.uint8))
+    assert deflate(path).stat().st_size < 10_000
+    monkeypatch.setattr(guards, "MAX_FILE_BYTES", 900_000)  # below the million it inflates to
+
+    assert refusal(path) is Reason.TOO_LARGE
+
+
+def test_a_deflated_file_with_broken_data_is_refused(tmp_path: Path) -> None:
+    path = deflate(write_scan(tmp_path / "a.dcm", random_pixels()))
+    content = path.read_bytes()
+    body = zlib.compress(b"no data set", wbits=-15)
+    path.write_bytes(content[:-600] + body)
+
+    assert refusal(path) in {Reason.NOT_DICOM, Reason.NO_PIXELS, Reason.DECODE}
+
+
+def test_an_unknown_transfer_syntax_is_refused(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "a.dcm", random_pixels())
+    known, unknown = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"
+    path.write_bytes(path.read_bytes().replace(known, unknown))
+
+    assert refusal(path) is Reason.SYNTAX
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        ({"Rows": 0}, Reason.HEADER),
+        ({"Rows": 33}, Reason.DECODE),  # more than the pixel data holds
+        ({"Columns": None}, Reason.HEADER),
+        ({"BitsStored": 9}, Reason.HEADER),
+        ({"BitsAllocated": 12}, Reason.HEADER),
+        ({"SamplesPerPixel": 3}, Reason.HEADER),
+        ({"NumberOfFrames": 0}, Reason.HEADER),
+        ({"NumberOfFrames": 2}, Reason.DECODE),
+        ({"Rows": 65535, "Columns": 65535}, Reason.PIXEL_LIMIT),
+        ({"NumberOfFrames": 2_000_000_000}, Reason.PIXEL_LIMIT),
+        ({"PhotometricInterpretation": "CMYK"}, Reason.COLOUR),
+        ({"PhotometricInterpretation": None}, Reason.HEADER),
+        ({"PixelData": None}, Reason.NO_PIXELS),
+    ],
+)
+def test_a_header_that_lies_is_refused(
+    tmp_path: Path, elements: dict[str, Any], reason: Reason
+) -> None:
+    dataset = scan_object(random_pixels())
+    for keyword, value in elements.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    write_object(dataset, tmp_path / "a.dcm")
+
+    assert refusal(tmp_path / "a.dcm") is reason
+
+
+def test_sequences_nested_too_deep_are_refused(tmp_path: Path) -> None:
+    # Items of undefined length, one inside the other, as no writer would make them.
+    path = write_scan(tmp_path / "a.dcm", random_pixels())
+    opening = bytes.fromhex("4000 75a7 5351 0000 ffffffff feff 00e0 ffffffff")
+    path.write_bytes(path.read_bytes() + opening * 3000)
+
+    assert refusal(path) in {Reason.NOT_DICOM, Reason.NO_PIXELS}
+
+
+def test_a_refusal_says_nothing_of_the_file(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "secret.dcm", random_pixels(), patient_id="Doe^John")
+    dataset: Dataset = open_scan(path)[0]
+    dataset.BitsStored = 9
+    write_object(dataset, path)
+
+    with pytest.raises(RefusedScanError) as caught:
+        read_dicom(path, study_of().scans)
+
+    assert "Doe" not in str(caught.value) and "secret" not in str(caught.value)
+    assert caught.value.exit_code == 16  # the table of exit codes

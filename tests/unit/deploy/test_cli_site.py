@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from medfed.common.errors import ConfigError
+from medfed.common.trust.certificates import new_authority
+from medfed.deploy.cli import app
+from tests.support.sites import STUDY, make_ready_site, make_site, write_scans
+
+
+def run(*arguments: object) -> str:
+    """A command's standard output; errors are raised as they are."""
+    words = [str(argument) for argument in arguments]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_from_init_to_an_approved_study(tmp_path: Path, study: Path) -> None:
+    root, scans = tmp_path / "A", write_scans(tmp_path / "scans.npz")
+    ca = new_authority(tmp_path / "trust")
+
+    made = run(
+        "site", "init", "--site", "A", "--root", root, "--scans", scans,
+        "--server", "hub:8443", "--ca", ca,
+    )  # fmt: skip
+    assert f"Send {root}/keys/node_key.pub to the coordinator as A.pub" in made
+    assert "SHA256:" in made
+
+    with (root / "site.toml").open("a") as file:
+        file.write("epsilon_limit = 50.0\ndelta_limit = 1e-2\n")
+    given = run("site", "approve", study, "--root", root)
+    assert "approved study two_labels" in given
+    assert "epsilon = 2.0" in given  # 2.066: see test_approvals
+    assert f"medfed client --site A --root {root}" in given
+
+
+def test_init_tells_programs_the_same(tmp_path: Path) -> None:
+    out = run(
+        "site", "init", "--site", "A", "--root", tmp_path / "A", "--scans", tmp_path,
+        "--server", "hub:8443", "--ca", new_authority(tmp_path / "t"), "--format", "json",
+    )  # fmt: skip
+
+    assert set(json.loads(out)) == {"site", "root", "public_key", "fingerprint"}
+
+
+def test_check_reports_to_the_admin_what_a_study_will_find(tmp_path: Path, study: Path) -> None:
+    scans = write_scans(tmp_path / "scans.npz", patients=30, labels=(1,))
+    site = make_site(tmp_path, scans=scans)
+
+    text = run("site", "check", "--root", site.folder, "--study", study)
+    found = json.loads(
+        run("site", "check", "--root", site.folder, "--study", study, "--format", "json")
+    )
+
+    assert text.count("Warning:") == len(found["warnings"]) == 2  # one label, few patients
+    assert "none of them leaves the site" in text
+    assert (found["patients"], found["labels"]) == (30, {"dark": 0, "bright": 30})
+
+
+def test_check_takes_the_study_that_was_approved_last(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+
+    assert "study two_labels" in run("site", "check", "--root", site.folder)
+
+
+def test_approve_tells_programs_what_it_costs(tmp_path: Path, study: Path) -> None:
+    out = run("site", "approve", study, "--root", make_site(tmp_path).folder, "--format", "json")
+
+    told = json.loads(out)
+    assert len(told["digest"]) == 64
+    assert told["delta"] == 1e-3
+
+
+def test_client_refuses_the_root_of_another_site(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is the root of site 'A'"):
+        run("client", "--site", "B", "--root", make_site(tmp_path).folder)
+
+
+@pytest.mark.parametrize(
+    "command", [["site", "init"], ["site", "check"], ["site", "approve"], ["client"]]
+)
+def test_help_shows_an_example(command: list[str]) -> None:
+    assert "Example: medfed " in run(*command, "--help")
+
+
+def test_the_client_has_no_flag_for_seeds_workers_or_limits() -> None:
+    text = run("client", "--help")
+
+    for word in ("seed", "worker", "epsilon", "delta", "random"):
+        assert word not in text.lower()
