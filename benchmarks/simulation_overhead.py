@@ -97,7 +97,9 @@ def plain_loop(study: Study, sites: dict[str, ScanSet]) -> Parameters:
 
 
 def main(
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
 ) -> None:
     """Print the ratio of wall times, simulation over plain loop."""
     use_threads(1)

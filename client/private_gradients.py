@@ -224,9 +224,9 @@ class _NoisingOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc] 
         self.forget()
 
     def add(self, sums: dict[nn.Parameter, Tensor]) -> None:
-        """Add a physical batch to the sum of this step, in float64."""
+        """Add a physical batch to the sum of this step, in float64 as soon as there are two."""
         for p, clipped in sums.items():
-            self._sums[p] = self._sums[p].add_(clipped) if p in self._sums else clipped.double()
+            self._sums[p] = self._sums[p].double().add_(clipped) if p in self._sums else clipped
 
     def accumulate(self) -> None:
         """Take nothing from ``p.grad``, where Opacus looks: `add` was given the sums."""
@@ -238,9 +238,7 @@ class _NoisingOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc] 
         drawn = torch.from_numpy(self._randomness.normal(sum(sizes))) if std > 0.0 else None
         noises = torch.split_with_sizes(drawn, sizes) if drawn is not None else [None] * len(params)
         for p, noise in zip(params, noises, strict=True):
-            noised = self._sums.pop(p, None)
-            if noised is None:
-                noised = torch.zeros_like(p, dtype=torch.float64)
+            noised = (self._sums.pop(p) if p in self._sums else torch.zeros_like(p)).double()
             if noise is not None:
                 noised.add_(noise.view(p.shape).to(p.device), alpha=std)
             p.grad = noised.to(p.dtype)

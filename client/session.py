@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
 from medfed.client.ledger import Ledger, RoundKey
 from medfed.client.noise import Randomness
 from medfed.client.release import PrivateValue, PublicFact, Released, fact_about, release

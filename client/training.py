@@ -85,7 +85,7 @@ def apply_front(
         first = network.front(images[:1].to(device))
         if first.numel() * first.element_size() * len(images) > _CACHE_BYTES:
             return images, network
-        chunks = images.split(_chunk_rows(first))
+        chunks = torch.split(images, _chunk_rows(first))
         return torch.cat([network.front(c.to(device)).cpu() for c in chunks]), network.body
 
 
@@ -225,7 +225,7 @@ def _train_plainly(
         with autocast(device, study.training.precision):
             logits = data.trained(data.inputs[chosen])
             mean_loss = loss(logits, data.labels[chosen]).mean()
-        mean_loss.backward()
+        torch.autograd.backward(mean_loss)
         if penalty is not None:
             penalty()
         optimizer.step()

@@ -59,7 +59,9 @@ def figure(scored: Scored, *, positive: int = 1) -> float:
     return float(_figures(scored, positive, np.ones((1, len(scored.labels))))[0])
 
 
-def figure_with_interval(scored: Scored, *, positive: int = 1, level: float = 0.95) -> Interval | None:
+def figure_with_interval(
+    scored: Scored, *, positive: int = 1, level: float = 0.95
+) -> Interval | None:
     """The study's figure with a percentile bootstrap interval over patients.
 
     Args:

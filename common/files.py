@@ -20,28 +20,29 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         mode: Permission bits of the file.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; ``path`` is unchanged.
+        OSError: the disk is full or the folder cannot be written; ``path`` is unchanged. Only
+            where the disk fails in the very last step ``path`` may already hold ``data``.
 
     Guarantee:
         At any moment, also after a power cut, ``path`` holds the old content or all of ``data``.
     """
+    folder = os.open(path.parent, os.O_RDONLY)  # first: what cannot be synced is not begun
+    try:
+        _replace(path, data, mode)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,9 +15,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,6 +29,7 @@ from medfed.common.networks.names import check_network
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
 
@@ -45,13 +46,13 @@ class About(_Strict):
 
     name: Name
     purpose: Annotated[str, Field(min_length=10, max_length=1000)]
-    serial: Annotated[int, Field(ge=1)] = 1
+    serial: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
 class Task(_Strict):
     """What the model decides."""
 
-    labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=1000)]
+    labels: Annotated[tuple[Label, ...], Field(min_length=2, max_length=1000)]
     """Class names; their position is the class index."""
     positive: str | None = None
     """With two classes: the one whose probability is the score. Default: the second."""
@@ -59,7 +60,9 @@ class Task(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels must differ from each other")
+            raise ValueError(
+                f"labels must differ from each other, found {_repeated(self.labels)} twice"
+            )
         if self.positive is not None and (
             len(self.labels) != 2 or self.positive not in self.labels
         ):
@@ -93,7 +96,10 @@ class Scans(_Strict):
     def _check(self) -> Self:
         rows, columns = self.size
         if rows != columns or not 8 <= rows <= 1024:
-            raise ValueError("size must be square, [n, n], with n between 8 and 1024 pixels")
+            raise ValueError(
+                f"found size [{rows}, {columns}]; it must be square, [n, n], with n between 8 and "
+                "1024 pixels"
+            )
         return self
 
 
@@ -113,9 +119,7 @@ class Split(_Strict):
             raise ValueError('rule = "given" takes no fractions and no salt')
         if self.rule == "hash":
             if any(value is None for value in fields):
-                raise ValueError(
-                    'rule = "hash" needs test_fraction, validation_fraction and salt'
-                )
+                raise ValueError('rule = "hash" needs test_fraction, validation_fraction and salt')
             if (self.test_fraction or 0.0) + (self.validation_fraction or 0.0) >= 1.0:
                 raise ValueError("test_fraction + validation_fraction must be below 1")
         return self
@@ -130,17 +134,28 @@ class Split(_Strict):
             ``test`` for the lowest ``test_fraction`` of the hash range, ``validation`` for
             the next ``validation_fraction``, else ``train``.
 
+        Raises:
+            ValueError: the rule is ``given``: the data set says it, not the key.
+
         Example:
             >>> split = Split(rule="hash", test_fraction=0.2, validation_fraction=0.1, salt="x")
             >>> split.part_of("patient-1"), split.part_of("patient-3")
             ('validation', 'train')
         """
-        digest = hashlib.sha256(f"{self.salt}|{patient_key}".encode()).digest()
+        if self.rule != "hash":
+            raise ValueError('part_of is for rule = "hash"')
+        # surrogatepass: a key that is no proper text must not end up in an encoding error
+        text = f"{self.salt}|{patient_key}".encode("utf-8", "surrogatepass")
+        digest = hashlib.sha256(text).digest()
         position = int.from_bytes(digest[:8], "big") / 2.0**64
         test, validation = self.test_fraction or 0.0, self.validation_fraction or 0.0
         if position < test:
             return "test"
         return "validation" if position < test + validation else "train"
+
+
+def _repeated(names: Sequence[str]) -> str:
+    return repr(next(name for name in names if names.count(name) > 1))
 
 
 class NetworkChoice(_Strict):
@@ -171,7 +186,8 @@ class Training(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.local_steps is None) == (self.local_epochs is None):
-            raise ValueError("give one of local_steps and local_epochs")
+            found = "neither" if self.local_steps is None else "both"
+            raise ValueError(f"found {found}; give one of local_steps and local_epochs")
         if self.optimizer == "adam" and self.momentum:
             raise ValueError("momentum belongs to sgd; adam has its own")
         return self
@@ -206,10 +222,11 @@ class Privacy(_Strict):
             raise ValueError(
                 f'mode = "dp-sgd" needs {", ".join(missing)}: privacy limits have no default'
             )
-        if len([key for key in strengths if key in given]) != 1:
+        found = [key for key in strengths if key in given]
+        if len(found) != 1:
             raise ValueError(
                 "privacy limits have no default: give exactly one of target_epsilon and "
-                "noise_multiplier"
+                f"noise_multiplier, found {'both' if found else 'neither'}"
             )
         return self
 
@@ -237,7 +254,7 @@ class Site(_Strict):
     """One hospital. Its numbers are declared, rounded and public; they are never counted."""
 
     name: SiteName
-    declared_patients: Annotated[int, Field(ge=1)]
+    declared_patients: Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class Study(_Strict):
@@ -258,7 +275,7 @@ class Study(_Strict):
     def _check(self) -> Self:
         names = [site.name.casefold() for site in self.site]
         if len(set(names)) != len(names):
-            raise ValueError("site: two sites have the same name")
+            raise ValueError(f"site: two sites have the same name, {_repeated(names)}")
         if self.cohort.quorum > len(self.site):
             raise ValueError(
                 f"cohort.quorum is {self.cohort.quorum}, above the {len(self.site)} sites listed"
@@ -309,8 +326,9 @@ class Study(_Strict):
         """Give the study as the bytes that are digested and signed.
 
         Guarantee:
-            Equal for two files that differ only in comments, order, white space or in
-            writing a default out; different as soon as one value differs.
+            Equal for two files that differ only in comments, in the order of tables and keys,
+            in white space or in writing a default out; different as soon as one value differs.
+            The order of labels, of class weights and of sites is a value.
         """
         content = json.dumps(
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True
@@ -352,13 +370,15 @@ def parse_study(text: str, *, source: str = "study") -> Study:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        # JSON mode is the strict one that still takes an array for a tuple. A date becomes what
+        # no key takes: as text it would pass for a string.
+        plain = json.dumps(document, default=lambda date: {"date": str(date)})
+    except (ValueError, RecursionError) as error:  # also numbers too long, tables too deep
         raise ConfigError(
             f"{source}: not valid TOML: {error}.", advice="correct that line and try again."
         ) from error
     try:
-        # JSON mode is the strict one that still takes an array for a tuple.
-        study = Study.model_validate_json(json.dumps(document, default=str))
+        study = Study.model_validate_json(plain)
     except ValidationError as error:
         raise ConfigError(
             "\n".join(_explain(detail, text, source) for detail in error.errors()),
@@ -374,12 +394,17 @@ def study_from_canonical(data: bytes) -> Study:
 
     Raises:
         ConfigError: the bytes are not a canonical study.
+
+    Guarantee:
+        ``study_from_canonical(data).canonical() == data``: a digest of the bytes is the study's.
     """
     head, _, body = data.partition(b"\n")
     try:
         if head != b"medfed-study-1":
             raise ValueError("not a medfed study")
         study = Study.model_validate_json(body)
+        if study.canonical() != data:
+            raise ValueError("another form of the same study")
     except ValueError as error:
         raise ConfigError(
             "the received study is not in canonical form.",
@@ -452,7 +477,7 @@ def _line_of(path: tuple[str, ...], text: str) -> int | None:
     """The line that names a key (or its table), for messages; None when it is not found."""
     if not path:
         return None
-    table_line, in_table, seen = None, False, -1
+    table_line, in_table, seen = None, len(path) == 1, -1  # a lone key stands above the tables
     wanted = int(path[1]) if len(path) > 1 and path[1].isdigit() else 0
     for number, line in enumerate(text.splitlines(), start=1):
         header = re.match(r"\s*(\[\[?)\s*([A-Za-z0-9_]+)\s*\]", line)
@@ -475,15 +500,12 @@ def steps_per_round(study: Study, site: Site) -> int:
     """Count the steps of one round at a site, from public numbers only.
 
     Returns:
-        ``local_steps`` if the study gives them; else enough steps of ``batch_size`` declared
-        patients for ``local_epochs``.
-
-    Example:
-        >>> math.ceil(2 * 100 / 64)  # two epochs, 100 declared patients, lots of 64
-        4
+        ``local_steps`` if the study gives them; else enough steps for each patient to be drawn
+        ``local_epochs`` times in expectation: with 100 declared patients, two epochs are 4 steps
+        of a lot of 64, or 2 steps of a lot of 100 or more.
     """
     training = study.training
     if training.local_steps is not None:
         return training.local_steps
-    epochs = training.local_epochs or 1
-    return max(1, math.ceil(epochs * site.declared_patients / training.batch_size))
+    lot = min(training.batch_size, site.declared_patients)
+    return -(-(training.local_epochs or 1) * site.declared_patients // lot)  # rounded up

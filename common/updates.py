@@ -43,8 +43,8 @@ def encode(parameters: Parameters) -> bytes:
     Guarantee:
         The same values give the same bytes.
     """
-    plain = {
-        name: np.ascontiguousarray(parameters[name], dtype="<f4") for name in sorted(parameters)
+    plain = {  # not ascontiguousarray: it makes a single number an array of one
+        name: np.asarray(parameters[name], dtype="<f4", order="C") for name in sorted(parameters)
     }
     return bytes(_save(plain))
 

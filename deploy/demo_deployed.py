@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -124,9 +124,7 @@ def _make_sites(
     roots = {}
     for site in study.site:
         root = place / f"site-{site.name}"
-        made = create_site(
-            root, name=site.name, scans=hospitals / site.name, server=server, ca=ca
-        )
+        made = create_site(root, name=site.name, scans=hospitals / site.name, server=server, ca=ca)
         settings = root / "site.toml"
         text = settings.read_text(encoding="utf-8")
         settings.write_text(text.replace("[policy]\n", _POLICY, 1), encoding="utf-8")

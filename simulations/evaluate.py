@@ -36,7 +36,7 @@ class Judge:
         with torch.no_grad():
             parts = [
                 probabilities(self._scorer(chunk.to(self._device))).double().cpu().numpy()
-                for chunk in self._inputs.split(256)
+                for chunk in torch.split(self._inputs, 256)
             ]
         classes = np.concatenate(parts) if parts else np.zeros((0, 2))
         return Scored(self._scans.labels, classes, self._scans.patient)

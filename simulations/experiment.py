@@ -88,9 +88,7 @@ def run_experiment(
     _, result, _ = runs[0]
     write_atomically(out / "model.safetensors", encode(result.model))
     with clock.phase("testing"):
-        pooled = figure_with_interval(
-            judge.score(result.model), positive=study.task.positive_index
-        )
+        pooled = figure_with_interval(judge.score(result.model), positive=study.task.positive_index)
     alone = {}
     if plan.alone:
         with clock.phase("training each site alone"):

@@ -84,9 +84,7 @@ def simulate(
         grid.close()
 
 
-def simulated_session(
-    study: Study, site: str, scans: ScanSet, execution: Execution
-) -> SiteSession:
+def simulated_session(study: Study, site: str, scans: ScanSet, execution: Execution) -> SiteSession:
     """A site that trains one study on given scans with seeded randomness."""
 
     def study_for(digest: str) -> Study:

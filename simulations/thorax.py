@@ -110,7 +110,7 @@ def draw(thorax: Thorax, pose: Pose, matrix: int, field_mm: float) -> Plane:
     Returns:
         ``(matrix, matrix)``, in [0, 1], 0 air.
     """
-    axis = (np.arange(matrix) + 0.5) * (field_mm / matrix) - field_mm / 2
+    axis: Plane = (np.arange(matrix, dtype=np.float64) + 0.5) * (field_mm / matrix) - field_mm / 2
     x, y = _patient_coordinates(pose, axis)
     body = _body(thorax, x, y)
     lungs, heart = _lungs(thorax, x, y), _heart(thorax, x, y)

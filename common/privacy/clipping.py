@@ -61,12 +61,18 @@ def clip_update(update: Parameters, clip_norm: float) -> ClippedUpdate:
     if not (math.isfinite(clip_norm) and clip_norm > 0):
         raise ValueError(f"clip_norm must be finite and > 0, got {clip_norm!r}")
     for name, array in update.items():
-        if not np.isfinite(array).all():
+        if not bool(np.isfinite(array).all()):
             raise UpdateRejectedError(
                 f"parameter {name!r} of shape {array.shape} holds NaN or infinity",
                 advice="lower the learning rate or check the site's input range.",
             )
     wide = {name: array.astype(np.float64) for name, array in update.items()}
-    norm = math.sqrt(sum(float(np.square(array).sum()) for array in wide.values()))
-    scale = min(1.0, clip_norm / norm) if norm > 0 else 1.0
-    return ClippedUpdate({name: array * scale for name, array in wide.items()}, norm)
+    # The largest value is taken out first: the square of a float64 may overflow, or vanish.
+    largest = max((float(np.abs(array).max(initial=0.0)) for array in wide.values()), default=0.0)
+    if largest == 0.0:
+        return ClippedUpdate(wide, 0.0)
+    norm = math.sqrt(sum(float(np.square(a / largest).sum()) for a in wide.values()))
+    if norm * largest <= clip_norm:
+        return ClippedUpdate(wide, norm * largest)
+    scale = clip_norm / norm
+    return ClippedUpdate({k: a / largest * scale for k, a in wide.items()}, norm * largest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -128,7 +129,7 @@ def _finish(report: RunReport, folder: Path, format: Format) -> None:
         raise typer.Exit(EXIT_CODES[report.outcome])
 
 
-def _progress(format: Format):  # type: ignore[no-untyped-def]
+def _progress(format: Format) -> Callable[[str, int, int], None]:
     from medfed.deploy.progress import show_progress
 
     return show_progress(quiet=format is Format.JSON)
@@ -172,6 +173,7 @@ def show(
 
     Example: medfed study show study.toml
     """
+    from medfed.common.privacy.accounting import NEIGHBOURS
     from medfed.common.privacy.mechanism import study_epsilon
     from medfed.common.study import load_study
 
@@ -190,6 +192,6 @@ def show(
         cost = (
             "no differential privacy"
             if epsilon is None
-            else f"epsilon {epsilon:.3f} at delta {study.privacy.delta:g}, add-or-remove one patient"
+            else f"epsilon {epsilon:.3f} at delta {study.privacy.delta:g} ({NEIGHBOURS})"
         )
         typer.echo(f"  site {site.name}: {site.declared_patients} declared patients; {cost}")

@@ -15,7 +15,9 @@ import numpy as np
 from medfed.common.updates import Parameters
 
 
-def averaged(before: Parameters | None, latest: Parameters, *, decay: float, round_: int) -> Parameters:
+def averaged(
+    before: Parameters | None, latest: Parameters, *, decay: float, round_: int
+) -> Parameters:
     """Fold the latest global model into the average.
 
     Args:

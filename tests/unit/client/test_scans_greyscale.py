@@ -116,8 +116,8 @@ def test_the_first_of_several_windows_is_taken() -> None:
 @pytest.mark.parametrize(
     "inverting", [{"colour_model": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"}]
 )
-def test_inversion_comes_after_the_window(inverting: dict[str, str]) -> None:
-    window = {"WindowCenter": 50, "WindowWidth": 20}
+def test_inversion_comes_after_the_window(inverting: dict[str, Any]) -> None:
+    window: dict[str, Any] = {"WindowCenter": 50, "WindowWidth": 20}
 
     inverted = shown(RAMP, **window, **inverting)
 
@@ -190,9 +190,15 @@ def test_an_enhanced_object_s_transforms_are_found_in_its_functional_groups(plac
         FrameVOILUTSequence=[item(WindowCenter=60.5, WindowWidth=101)],
     )
 
-    enhanced = shown(RAMP, **{f"{place}FunctionalGroupsSequence": [groups]})
+    elements: dict[str, Any] = {f"{place}FunctionalGroupsSequence": [groups]}
+    enhanced = shown(RAMP, **elements)
 
-    plain = {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 60.5, "WindowWidth": 101}
+    plain: dict[str, Any] = {
+        "RescaleSlope": 2,
+        "RescaleIntercept": -100,
+        "WindowCenter": 60.5,
+        "WindowWidth": 101,
+    }
     assert np.array_equal(enhanced, shown(RAMP, **plain))
 
 

@@ -14,7 +14,7 @@ from tests.support.scans import HASH, random_pixels, study_of
 
 
 def three_parts(**changes: Any) -> dict[str, Any]:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for seed, (name, scans) in enumerate({"train": 5, "val": 2, "test": 3}.items()):
         arrays[f"{name}_images"] = random_pixels(seed, (scans, 32, 32))
         arrays[f"{name}_labels"] = np.arange(scans).reshape(-1, 1) % 2

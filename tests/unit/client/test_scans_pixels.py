@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_luminance_and_chrominance_become_red_green_and_blue(tmp_path: Path) -> 
 def test_a_palette_is_looked_up(tmp_path: Path, depth: int) -> None:
     top = (1 << depth) - 1
     ramp = np.linspace(0, top, 256).astype("<u2" if depth == 16 else np.uint8)
-    elements: dict[str, object] = {}
+    elements: dict[str, Any] = {}
     for name, table in {"Red": ramp, "Green": ramp[::-1], "Blue": ramp * 0}.items():
         elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, depth]
         elements[f"{name}PaletteColorLookupTableData"] = table.tobytes()

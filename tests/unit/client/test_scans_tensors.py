@@ -97,7 +97,7 @@ def test_rows_and_columns_have_their_own_spacing() -> None:
 
 def test_percentiles_stretch_the_scan_s_own_values() -> None:
     scans = study_of(scans='intensity = "percentile"').scans
-    dim = 0.4 + 0.2 * random_pixels() / 255.0
+    dim = 0.4 + random_pixels() / 1275.0  # 0.4 to 0.6
 
     tensor = tensor_of(dim, scans)
 

@@ -26,7 +26,7 @@ def flat(folder: Path, images: NDArray[np.uint8], groups: Any = None) -> Path:
 
 
 def parted(folder: Path) -> Path:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for seed, name in enumerate(("train", "val", "test")):
         arrays[f"{name}_images"] = random_pixels(seed, (seed + 2, 32, 32))
         arrays[f"{name}_labels"] = np.arange(seed + 2)[:, None] % 2

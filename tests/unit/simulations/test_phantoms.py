@@ -96,7 +96,7 @@ def test_scanners_differ_and_what_they_show_is_alike(hospitals: Path) -> None:
 
 
 def test_each_object_has_what_its_kind_requires(hospitals: Path) -> None:
-    uids = Counter()
+    uids: Counter[str] = Counter()
     for path in hospitals.rglob("*.dcm"):
         dataset = pydicom.dcmread(path)
         uids.update([dataset.SOPInstanceUID, dataset.SeriesInstanceUID])
