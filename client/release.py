@@ -8,7 +8,7 @@ Everything that leaves a site passes ``release``. It takes exactly two types: a
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from medfed.client.ledger import Receipt
@@ -45,7 +45,7 @@ class PrivateValue:
 class Released:
     """What may be put on the wire: either the payload or the code is set."""
 
-    payload: bytes | None
+    payload: bytes | None = field(repr=False)
     code: str | None
 
 
@@ -61,6 +61,11 @@ def release(item: PrivateValue | PublicFact) -> Released:
         raise PrivacyError(
             f"something of type {type(item).__name__} was about to leave the site; allowed: "
             "PrivateValue, PublicFact. Nothing was released.",
+            advice="this is a defect of medfed; please report it.",
+        )
+    if type(item.payload) is not bytes or type(item.receipt) is not Receipt:
+        raise PrivacyError(
+            "a release must be plain bytes with a receipt of the ledger. Nothing was released.",
             advice="this is a defect of medfed; please report it.",
         )
     if hashlib.sha256(item.payload).hexdigest() != item.receipt.payload_sha256:

@@ -118,9 +118,9 @@ class RunState:
         quorum: Accepted updates a round needs.
         phase: ``waiting`` for sites, ``collecting`` updates, or ``over``.
         round: The round being waited for or collected, from 1.
-        asked: Sites asked in this round.
-        accepted: Sites whose update was accepted in this round.
-        missing: Site -> why it is missing in this round.
+        asked: Sites asked in this round; empty while waiting and when it is over.
+        accepted: Sites whose update was accepted in this round; empty likewise.
+        missing: Site -> why it is missing in this round. Only a stop leaves it behind.
         history: The rounds that ended.
     """
 
@@ -145,7 +145,13 @@ Step: TypeAlias = tuple[RunState, tuple[Command, ...]]
 
 
 def begin(sites: tuple[str, ...], *, rounds: int, quorum: int) -> Step:
-    """Start a run: wait for its sites."""
+    """Start a run: wait for its sites.
+
+    Raises:
+        ValueError: no rounds, a site twice, or a quorum that no round could meet or miss.
+    """
+    if rounds < 1 or len(set(sites)) != len(sites) or not 1 <= quorum <= len(sites):
+        raise ValueError(f"cannot run {rounds} rounds with sites {sites} and quorum {quorum}")
     return RunState(sites=sites, rounds=rounds, quorum=quorum), (WaitForSites(),)
 
 
@@ -176,7 +182,8 @@ def _ask(state: RunState, present: frozenset[str]) -> Step:
         missing=MappingProxyType(missing),
     )
     if len(asked) < state.quorum:
-        return _close_round(collecting)
+        reason = "connected, but not asked: too few sites were"
+        return _close_round(_without(collecting, dict.fromkeys(asked, reason)))
     return collecting, (Ask(state.round, asked),)
 
 
@@ -203,7 +210,14 @@ def _close_round(state: RunState) -> Step:
     if skipped:
         missing |= dict.fromkeys(state.accepted, "delivered, but the round was below quorum")
     record = RoundRecord(state.round, accepted, MappingProxyType(missing), skipped)
-    state = replace(state, history=(*state.history, record), phase="waiting")
+    state = replace(
+        state,
+        history=(*state.history, record),
+        phase="waiting",
+        asked=frozenset(),
+        accepted=frozenset(),
+        missing=MappingProxyType({}),
+    )
     commands: tuple[Command, ...] = () if skipped else (Aggregate(state.round, accepted),)
     if skipped and _skipped_in_a_row(state.history) >= SKIPS_BEFORE_FAILURE:
         return _over(state, "failed", commands)
@@ -240,6 +254,8 @@ EXIT_CODES: Mapping[Outcome, int] = MappingProxyType(
 def headline(state: RunState) -> str:
     """Say in one line what happened, naming every lost site and skipped round.
 
+    A round in flight, or cut short by a stop, counts with the sites that it lost so far.
+
     Example:
         >>> state, _ = begin(("A", "B"), rounds=1, quorum=1)
         >>> for event in (SitesPresent(frozenset("AB")), UpdateAccepted("A"), DeadlinePassed()):
@@ -253,7 +269,7 @@ def headline(state: RunState) -> str:
         text += " when the coordinator stopped the run"
     problems = [
         f"{site} missing in {_rounds_text(numbers)} ({reason})"
-        for (site, reason), numbers in _absences(state.history).items()
+        for (site, reason), numbers in _absences(state).items()
     ]
     skipped = [record.round for record in state.history if record.skipped]
     if skipped:
@@ -261,17 +277,22 @@ def headline(state: RunState) -> str:
     return f"{text}; NOT AS PLANNED: {'; '.join(problems)}" if problems else text
 
 
-def _absences(history: tuple[RoundRecord, ...]) -> dict[tuple[str, str], list[int]]:
+def _absences(state: RunState) -> dict[tuple[str, str], list[int]]:
     absences: dict[tuple[str, str], list[int]] = {}
-    for record in history:
-        for site, reason in record.missing.items():
-            absences.setdefault((site, reason), []).append(record.round)
+    ended = [(record.round, record.missing) for record in state.history]
+    for number, missing in (*ended, (state.round, state.missing)):
+        for site, reason in missing.items():
+            absences.setdefault((site, reason), []).append(number)
     return dict(sorted(absences.items()))
 
 
 def _rounds_text(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return f"round {numbers[0]}"
-    if numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"rounds {numbers[0]} to {numbers[-1]}"
-    return "rounds " + ", ".join(str(number) for number in numbers)
+    """Ascending round numbers in words: ``round 2``, ``rounds 1, 3 to 5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    words = ", ".join(" to ".join(str(end) for end in run) for run in runs)
+    return f"round {words}" if len(numbers) == 1 else f"rounds {words}"

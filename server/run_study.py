@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.2
 _REJOIN_WAIT_S = 30.0
+_REASON_LENGTH = 80
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Answer:
         site: Who, by the key it was registered with; never by its own claim.
         update: The update in wire form, if there is one.
         failure: Otherwise whether the site was ``lost`` or ``refused``.
-        reason: Why, as a code.
+        reason: Why, as a code. What a site wrote is shown shortened and without control
+            characters.
     """
 
     site: str
@@ -73,7 +75,7 @@ class Link(Protocol):
         ...
 
     def next_answer(self) -> Answer | None:
-        """One answer of the current round that was not given before; None: none now."""
+        """One answer that was not given before; None: none now. A late one is ignored."""
         ...
 
 
@@ -183,11 +185,14 @@ class StudyRun:
             if self._stop_requested():
                 return StopRequested()
             answer = self._link.next_answer()
-            if answer is not None:
+            if answer is not None and answer.site in state.pending:
                 return self._judge(answer)
             if time.monotonic() > self._deadline:
                 return DeadlinePassed()
-            time.sleep(_LOOK_AGAIN_S)
+            if answer is None:
+                time.sleep(_LOOK_AGAIN_S)
+            else:
+                log.warning("answer.ignored site=%r round=%d", answer.site, state.round)
 
     def _wait_for_sites(self, state: RunState) -> Event:
         """Wait for all sites: for the first round as long as a round may take, later briefly."""
@@ -196,16 +201,16 @@ class StudyRun:
             patience = min(patience, _REJOIN_WAIT_S)
         until = time.monotonic() + patience
         while True:
+            if self._stop_requested():
+                return StopRequested()
             present = self._link.present()
             if present >= set(state.sites) or time.monotonic() > until:
                 return SitesPresent(present)
-            if self._stop_requested():
-                return StopRequested()
             time.sleep(_LOOK_AGAIN_S)
 
     def _judge(self, answer: Answer) -> Event:
         if answer.update is None:
-            return SiteFailed(answer.site, answer.failure, answer.reason)
+            return SiteFailed(answer.site, answer.failure, _plain(answer.reason))
         try:
             update = decode(answer.update, self._shapes, who=f"site {answer.site!r}")
             bound = self._study.strategy.update_norm_bound
@@ -218,13 +223,20 @@ class StudyRun:
         return UpdateAccepted(answer.site)
 
 
+def _plain(reason: str) -> str:
+    """A remote party's words as they may enter a log, a headline and a report."""
+    short = reason[:_REASON_LENGTH]
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in short) or "no reason"
+
+
 def words_for(state: RunState) -> Mapping[str, str]:
     """What each site is doing, in the words that status, logs and reports share.
 
     Returns:
-        Site -> ``waiting``, ``training``, ``reported``, or why it is missing.
+        Site -> ``waiting``, ``training``, ``reported``, or why it is missing. Between rounds
+        and at the end: what became of it in the last round that ended.
     """
-    if state.phase == "over" and state.history:
+    if state.phase != "collecting" and state.history:
         last = state.history[-1]
         return {s: "reported" if s in last.accepted else last.missing[s] for s in state.sites}
     words = {}

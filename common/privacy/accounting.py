@@ -217,4 +217,4 @@ def _crossing(low: int, at_low: float, high: int, at_high: float, target: float)
     if not (math.isfinite(at_low) and at_low > at_high > 0.0):
         return None
     part = math.log(at_low / target) / math.log(at_low / at_high)
-    return math.ceil(low * (high / low) ** part)
+    return math.ceil(low * math.exp(part * math.log(high / low)))

@@ -46,10 +46,13 @@ class Running:
             worker=(sys.executable, str(self._folder / "worker.py")),
         )
         actor = threading.Thread(target=play)
+        watchdog = threading.Timer(45.0, os.kill, (os.getpid(), signal.SIGTERM))
         actor.start()
+        watchdog.start()  # a test that waits in vain fails instead of hanging
         try:
             made.run(retry_for_s=0.0)
         finally:
+            watchdog.cancel()
             actor.join()
 
     def texts(self) -> str:

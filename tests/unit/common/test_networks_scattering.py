@@ -69,6 +69,39 @@ def test_an_empty_batch_gives_an_empty_result(front: Scattering) -> None:
     assert front(torch.zeros(0, 3, 28, 28)).shape == (0, 243, 7, 7)
 
 
+def by_definition(scan: torch.Tensor) -> torch.Tensor:
+    """Return the maps ``(81, 7, 7)`` of one 28×28 scan, one wavelet after the other."""
+
+    def response(plane: torch.Tensor, scale: int, orientation: int, step: int) -> torch.Tensor:
+        bank = morlet_bank(scale).double()[:, 0]
+        reach = 3 * 2**scale
+        padded = functional.pad(plane[None], (reach,) * 4, mode="reflect")[0]
+        windows = padded.unfold(0, 2 * reach + 1, step).unfold(1, 2 * reach + 1, step)
+        real = (windows * bank[orientation]).sum((2, 3))
+        imaginary = (windows * bank[8 + orientation]).sum((2, 3))
+        return torch.hypot(real, imaginary)
+
+    turns = range(8)
+    fine = [response(scan, 0, turn, step=1) for turn in turns]
+    coarse = [response(scan, 1, turn, step=2) for turn in turns]
+    second = [response(plane, 1, turn, step=2) for plane in fine for turn in turns]
+    maps = [
+        plane.reshape(7, len(plane) // 7, 7, len(plane) // 7).mean((1, 3))
+        for plane in (scan, *fine, *coarse, *second)
+    ]
+    groups = torch.stack(maps).reshape(27, 147)
+    groups = groups - groups.mean(1, keepdim=True)
+    return (groups / (groups.square().mean(1, keepdim=True) + 1e-5).sqrt()).reshape(81, 7, 7)
+
+
+def test_the_transform_is_the_one_defined(front: Scattering) -> None:
+    scan = scans_of(1)
+
+    expected = by_definition(scan[0, 0].double()).float()
+
+    torch.testing.assert_close(front(scan)[0], expected, atol=1e-3, rtol=0)
+
+
 def test_each_colour_is_transformed_alone(front: Scattering) -> None:
     scans = scans_of(2, channels=3)
 
