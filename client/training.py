@@ -8,6 +8,7 @@ Nothing but the update comes out of here: no loss, no norm, no count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ def apply_front(
 
 def _chunk_rows(inputs: torch.Tensor) -> int:
     """Rows of a physical batch, from the shape of one scan only."""
-    return max(4, _CHUNK_VALUES // max(1, inputs[0].numel()))
+    return max(4, _CHUNK_VALUES // math.prod(inputs.shape[1:]))
 
 
 def train_round(

@@ -2,7 +2,7 @@
 
 Shared by the phantoms and by the wrapper of ``.npz`` data sets. Identifiers come from a digest,
 dates are fixed, and the file is Explicit VR Little Endian, so that the same call gives the same
-bytes on every machine.
+bytes with the same pydicom (which writes its version into the file).
 
 Source:
     DICOM PS3.3 A.2 (Computed Radiography), A.26 (Digital X-Ray), A.8.1 (Secondary Capture);

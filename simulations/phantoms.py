@@ -6,7 +6,7 @@ has none. A patient's scans share the anatomy and differ in positioning, exposur
 hospital has its own scanner: matrix, bit depth, polarity, tone curve, window and noise differ,
 the field of view is the same.
 
-Everything follows from the seed, to the byte. Nothing is copied from a person, and nothing
+Everything follows from the seed. Nothing is copied from a person, and nothing
 learned from these pictures is medicine: they exist so that a demo runs on files that hospitals
 really have.
 """
@@ -130,9 +130,10 @@ def write_hospitals(
         OSError: the folder cannot be written.
 
     Guarantee:
-        The same arguments write the same bytes. A site's files depend on the seed, its
-        position among the sites and its own number of patients, not on the others'. The
-        worklist comes last: a folder left half-written has none.
+        The same arguments write the same bytes, with the same libraries on the same kind of
+        processor (numpy's last bit may differ between two kinds). A site's files depend on the
+        seed, its position among the sites and its own number of patients, not on the others'.
+        The worklist comes last: a folder left half-written has none.
     """
     given = patients_per_site
     counts = [given] * len(sites) if isinstance(given, int) else list(given)

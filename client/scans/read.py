@@ -27,8 +27,8 @@ def read_scans(source: Path, study: Study) -> ScanSet:
             patient, a label or a pixel.
 
     Guarantee:
-        The same files give the same bits on every machine and file system. A patient is never
-        in two parts.
+        The result does not depend on the order of files on disk, and the same files give the
+        same bits with the same libraries. A patient is never in two parts.
     """
     if source.suffix.lower() == ".npz":
         return read_npz(source, study)
