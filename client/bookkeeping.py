@@ -84,7 +84,11 @@ class Chunk:
         unit = unit.to(self._parts[0].parameter.dtype)
         bad_units, bad_rows = _where(~finite), _where(~finite[self._unit])
         factors = _Factors(unit, unit[self._unit], bad_units, bad_rows)
-        return {part.parameter: part.clipped(factors) for part in self._parts}
+        sums = {part.parameter: part.clipped(factors) for part in self._parts}
+        # The graph holds this chunk and the parts hold tensors of the graph: a circle that runs
+        # through C++, where no collector sees it. Cut it, or every step's memory is lost.
+        self._parts, self._norms = [], []
+        return sums
 
     def _per_patient(self, rows: Tensor) -> Tensor:
         """Add up the rows of each patient."""
