@@ -139,8 +139,8 @@ class Split(_Strict):
 
         Example:
             >>> split = Split(rule="hash", test_fraction=0.2, validation_fraction=0.1, salt="x")
-            >>> split.part_of("patient-1"), split.part_of("patient-3")
-            ('validation', 'train')
+            >>> [split.part_of(f"patient-{number}") for number in (1, 3, 5)]
+            ['train', 'validation', 'test']
         """
         if self.rule != "hash":
             raise ValueError('part_of is for rule = "hash"')
