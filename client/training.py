@@ -183,6 +183,7 @@ def _train_privately(
         noise_multiplier=mechanism.noise_multiplier,
         lot=mechanism.lot,
         randomness=randomness,
+        scans_per_patient=mechanism.scans_per_patient,
     ) as steps:
         for _ in range(mechanism.steps_per_round):
             sampled = randomness.coins(len(data.scans_of), mechanism.sampling_rate)

@@ -34,8 +34,8 @@ def averaged(
         return latest
     past = min(decay, round_ / (round_ + 4))
     return {
-        name: (past * before[name].astype(np.float64) + (1.0 - past) * latest[name]).astype(
-            np.float32
-        )
+        name: (
+            past * before[name].astype(np.float64) + (1.0 - past) * latest[name].astype(np.float64)
+        ).astype(np.float32)
         for name in latest
     }

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -119,18 +120,22 @@ def test_a_folder_that_is_missing_or_a_file_is_refused(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "model", b"new")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_refused_and_unchanged(tmp_path: Path) -> None:
-    path = tmp_path / "model"
-    path.write_bytes(b"old")
-    tmp_path.chmod(0o500)
+def test_a_folder_without_permission_is_refused_and_unchanged() -> None:
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path: others may not pass through it
+        path = Path(name) / "model"
+        path.write_bytes(b"old")
+        path.parent.chmod(0o555)
+        user = os.geteuid()
+        os.seteuid(user or 65534)  # root may write everywhere: be nobody
+        try:
+            with pytest.raises(PermissionError):
+                write_atomically(path, b"new")
+        finally:
+            os.seteuid(user)
+            path.parent.chmod(0o700)
 
-    try:
-        with pytest.raises(PermissionError):
-            write_atomically(path, b"new")
         assert path.read_bytes() == b"old"
-    finally:
-        tmp_path.chmod(0o700)
+        assert names_in(path.parent) == ["model"]
 
 
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_every_key_of_the_schema_is_part_of_the_canonical_form() -> None:
     delta=st.floats(1e-300, 0.0999),
     purpose=st.text(st.characters(codec="utf-8"), min_size=10, max_size=30),
     labels=st.lists(
-        st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=100),
+        st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=100),
         min_size=2,
         max_size=2,
         unique=True,

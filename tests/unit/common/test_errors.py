@@ -1,0 +1,77 @@
+"""The error tree: one exit code per remedy, and messages that carry no private value."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from medfed.common import errors
+from medfed.common.errors import BudgetExceededError, LedgerError, MedfedError, PrivacyError
+
+# Exit codes as the house style fixes them; 0, 1, 2 and 130 are no errors of this tree.
+CODES = {
+    "MedfedError": 1,
+    "ConfigError": 10,
+    "PrivacyError": 11,
+    "BudgetExceededError": 11,
+    "LedgerError": 11,
+    "UpdateRejectedError": 12,
+    "CohortError": 13,
+    "TransportError": 14,
+    "TrustError": 15,
+    "ScanError": 16,
+    "ApprovalError": 17,
+    "IncompleteRunError": 18,
+}
+
+CLASSES: dict[str, type[MedfedError]] = {
+    name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)
+}
+
+
+def test_every_class_has_the_exit_code_of_its_remedy() -> None:
+    assert {name: kind.exit_code for name, kind in CLASSES.items()} == CODES
+    assert all(issubclass(kind, MedfedError) for kind in CLASSES.values())
+
+
+def test_the_drawing_at_the_top_shows_every_class_with_its_code() -> None:
+    drawn = dict(re.findall(r"[├└]── (\w+) +(\d+)", errors.__doc__ or ""))
+
+    assert drawn == {
+        name: str(code)
+        for name, code in CODES.items()
+        if name not in ("MedfedError", "BudgetExceededError", "LedgerError")
+    }
+    assert "── BudgetExceededError" in (errors.__doc__ or "")
+
+
+def test_the_next_step_is_printed_below_the_message_and_only_if_there_is_one() -> None:
+    assert str(MedfedError("it broke", advice="mend it.")) == "it broke\n  Next step: mend it."
+    assert str(MedfedError("it broke")) == "it broke"
+    assert MedfedError("it broke", advice="mend it.").args == ("it broke",)
+
+
+def test_a_ceiling_says_who_what_was_found_what_is_allowed_and_what_to_do() -> None:
+    error = BudgetExceededError(site="A", spent=7.91, needed=8.04, limit=8.0, delta=1e-5)
+
+    # The text of the house style's example.
+    assert str(error) == (
+        "site 'A': the next round would raise the privacy loss from epsilon=7.910 to "
+        "epsilon=8.040 (delta=1e-05), above the agreed limit epsilon=8.000. Nothing was "
+        "released.\n  Next step: end the study here, or have the data board approve a new limit "
+        "and write it into site.toml."
+    )
+    assert (error.site, error.spent, error.needed, error.limit, error.delta) == (
+        "A",
+        7.91,
+        8.04,
+        8.0,
+        1e-5,
+    )
+
+
+@pytest.mark.parametrize("kind", [BudgetExceededError, LedgerError])
+def test_who_catches_privacy_errors_catches_ceilings_and_ledgers(kind: type) -> None:
+    assert issubclass(kind, PrivacyError)
