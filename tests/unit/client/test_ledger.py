@@ -314,6 +314,34 @@ def test_many_threads_pay_every_round_once(path: Path) -> None:
     assert ledger.epsilon(1e-5) == composed_epsilon([COST] * len(keys), 1e-5)
 
 
+def test_two_processes_wait_for_each_other_and_never_fail_because_the_other_writes(
+    path: Path,
+) -> None:
+    ledgers = [reopened(path) for _ in range(2)]  # a connection each, as two processes have
+    both_ready = threading.Barrier(2)
+    errors: list[BaseException] = []
+
+    def work(ledger: Ledger, run: str) -> None:
+        for number in range(1, 21):
+            both_ready.wait(timeout=60)
+            try:
+                pay(ledger, replace(KEY, run=run, round=number))
+            except LedgerError as error:
+                errors.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=(ledger, f"run-{number}"))
+        for number, ledger in enumerate(ledgers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+
+    assert errors == []
+    assert ledgers[0].rounds_paid(KEY.digest) == 40
+
+
 # ---- append-only, and damage ---------------------------------------------------------------------
 @pytest.mark.parametrize(
     "sql",

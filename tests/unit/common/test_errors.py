@@ -27,13 +27,14 @@ CODES = {
 }
 
 CLASSES: dict[str, type[MedfedError]] = {
-    name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)
+    name: kind
+    for name, kind in vars(errors).items()
+    if inspect.isclass(kind) and issubclass(kind, MedfedError)
 }
 
 
 def test_every_class_has_the_exit_code_of_its_remedy() -> None:
     assert {name: kind.exit_code for name, kind in CLASSES.items()} == CODES
-    assert all(issubclass(kind, MedfedError) for kind in CLASSES.values())
 
 
 def test_the_drawing_at_the_top_shows_every_class_with_its_code() -> None:

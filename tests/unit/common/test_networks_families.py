@@ -47,8 +47,8 @@ def shapes_of(network: Network, size: int, channels: int = 1) -> list[tuple[int,
         ("medfed-small", 1, 2, 25_282),
         # (9·81·32 + 32) + 64 + 32·49·2 + 2
         ("scatter-small", 1, 2, 26_562),
-        # (9·243·32 + 32) + 64 + 32·49·3 + 3
-        ("scatter-small", 3, 3, 74_787),
+        # (9·83·32 + 32) + 64 + 32·49·3 + 3
+        ("scatter-small", 3, 3, 28_707),
         # torchvision's resnet18 with 1000 classes has 11,689,512
         ("resnet18", 3, 1000, 11_689_512),
         # torchvision's densenet121 with 1000 classes has 7,978,856

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from medfed.common.networks.scattering import MAPS_PER_CHANNEL, Scattering, morlet_bank
+from medfed.common.networks.scattering import TEXTURE_MAPS, Scattering, maps_for, morlet_bank
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,13 +60,13 @@ def test_outputs_are_the_same_to_the_bit_at_any_place_in_the_batch(
 def test_any_size_gives_seven_by_seven_maps(front: Scattering, size: int, channels: int) -> None:
     maps = front(scans_of(2, size, channels))
 
-    assert maps.shape == (2, channels * 81, 7, 7)
+    assert maps.shape == (2, maps_for(channels), 7, 7)
     assert maps.dtype == torch.float32
     assert maps.isfinite().all()
 
 
 def test_an_empty_batch_gives_an_empty_result(front: Scattering) -> None:
-    assert front(torch.zeros(0, 3, 28, 28)).shape == (0, 243, 7, 7)
+    assert front(torch.zeros(0, 3, 28, 28)).shape == (0, 83, 7, 7)  # 81 of texture, 2 of colour
 
 
 def by_definition(scan: torch.Tensor) -> torch.Tensor:
@@ -102,14 +102,31 @@ def test_the_transform_is_the_one_defined(front: Scattering) -> None:
     torch.testing.assert_close(front(scan)[0], expected, atol=1e-3, rtol=0)
 
 
-def test_each_colour_is_transformed_alone(front: Scattering) -> None:
-    scans = scans_of(2, channels=3)
+def test_a_grey_scan_in_three_channels_has_the_same_texture_and_no_colour(
+    front: Scattering,
+) -> None:
+    grey = scans_of(2)
 
-    maps = front(scans)
+    maps = front(grey.expand(-1, 3, -1, -1))
 
-    for channel in range(3):
-        own = maps[:, channel * MAPS_PER_CHANNEL : (channel + 1) * MAPS_PER_CHANNEL]
-        assert torch.equal(own, front(scans[:, [channel]]))
+    torch.testing.assert_close(maps[:, :TEXTURE_MAPS], front(grey), atol=1e-3, rtol=0)
+    torch.testing.assert_close(maps[:, TEXTURE_MAPS:], torch.zeros(2, 2, 7, 7), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("channel", "blue_difference", "red_difference"),
+    # BT.601: 16 · 0.564 · (blue - brightness) and 16 · 0.713 · (red - brightness) of a pure colour
+    [(0, -2.698, 7.997), (1, -5.297, -6.696), (2, 7.995, -1.301)],
+)
+def test_pure_colours_are_told_apart_by_the_two_differences(
+    front: Scattering, channel: int, blue_difference: float, red_difference: float
+) -> None:
+    scan = torch.zeros(1, 3, 28, 28)
+    scan[:, channel] = 1.0
+
+    colour = front(scan)[0, TEXTURE_MAPS:].mean((1, 2))
+
+    assert colour.tolist() == pytest.approx([blue_difference, red_difference], abs=2e-3)
 
 
 def test_three_maps_at_a_time_have_mean_zero_and_variance_one_in_each_scan(

@@ -44,7 +44,14 @@ def test_the_first_round_is_its_own_model() -> None:
 @pytest.mark.parametrize(
     ("round_", "decay", "past"),
     # min(decay, round / (round + 4)): 2/6, 4/8, 36/40 = 0.9, then the decay itself.
-    [(2, 0.99, 2 / 6), (4, 0.99, 0.5), (36, 0.99, 0.9), (36, 0.5, 0.5), (1000, 0.9, 0.9)],
+    [
+        (2, 0.99, 2 / 6),
+        (4, 0.99, 0.5),
+        (36, 0.99, 0.9),
+        (36, 0.5, 0.5),
+        (36, 0.1, 0.1),
+        (1000, 0.9, 0.9),
+    ],
 )
 def test_the_weight_of_the_past_warms_up_to_the_decay(
     round_: int, decay: float, past: float

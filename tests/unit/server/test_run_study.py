@@ -361,6 +361,11 @@ def test_every_state_of_a_run_has_words_for_every_site() -> None:
     assert spoken[0] == dict.fromkeys("ABC", "waiting")
     assert spoken[1] == dict.fromkeys("ABC", "training")
     assert spoken[2] == {"A": "reported", "B": "training", "C": "training"}
+    between = next(
+        w for s, w in zip(seen, spoken, strict=True) if (s.phase, s.round) == ("waiting", 2)
+    )
+    assert between["A"] == "reported"
+    assert between["B"].startswith("late")
     assert spoken[-1] == {
         "A": "reported",
         "B": "late: no update by the deadline",
