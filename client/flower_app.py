@@ -19,7 +19,9 @@ from medfed.client.release import Released
 from medfed.client.scans.read import read_scans
 from medfed.client.session import RoundRequest, SiteSession
 from medfed.client.site_root import open_site
-from medfed.common.errors import ApprovalError, TrustError
+from medfed.common.errors import TrustError
+
+_STRICTEST_DELTA = 1e-12
 
 app = ClientApp()
 
@@ -82,17 +84,13 @@ def open_session(root: Path) -> SiteSession:
     Args:
         root: The site's data root.
 
+    A site without written limits can train only what its policy lets through without privacy.
+
     Raises:
         ConfigError: the root is not a site's.
-        ApprovalError: the site's limits are not written down.
     """
     site = open_site(root)
     policy = site.settings.policy
-    if policy.epsilon_limit is None or policy.delta_limit is None:
-        raise ApprovalError(
-            f"site {site.name!r}: {root}/site.toml states no privacy limits.",
-            advice="write policy.epsilon_limit and policy.delta_limit; they have no default.",
-        )
     return SiteSession(
         site=site.name,
         study_for=lambda digest: approved_study(site, digest),
@@ -101,7 +99,7 @@ def open_session(root: Path) -> SiteSession:
         ledger=Ledger(
             site.ledger,
             site=site.name,
-            epsilon_limit=policy.epsilon_limit,
-            delta_limit=policy.delta_limit,
+            epsilon_limit=policy.epsilon_limit or 0.0,  # unwritten: nothing private may be spent
+            delta_limit=policy.delta_limit or _STRICTEST_DELTA,
         ),
     )

@@ -4,7 +4,7 @@ Run as ``python -m medfed.simulations.dicom_wrap NPZ FOLDER --study STUDY``.
 
 Shows that the two layouts give the same tensors, patients and parts, to the bit. A picture
 becomes a Secondary Capture object of 8 bits without window or rescale; its PatientID is its
-group, or its running number where the data set knows no patients.
+group, and stays empty where the data set knows no patients.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def wrap_npz(npz: Path, folder: Path, study: Study) -> None:
         ConfigError: the folder cannot be written, or a group is no PatientID.
 
     Guarantee:
-        ``read_scans`` of the folder gives the images, labels, patient grouping and parts of
-        ``read_scans`` of the ``.npz``, bit for bit. The same arguments write the same bytes.
+        ``read_scans`` of the folder gives the images, labels, unit, patient grouping and parts
+        of ``read_scans`` of the ``.npz``, bit for bit (the parts under ``rule = "hash"`` only
+        where the data set has groups). The same arguments write the same bytes.
     """
     pictures = load_pictures(npz, study)
     try:
@@ -66,7 +67,8 @@ def _write_all(pictures: Pictures, folder: Path, study: Study) -> None:
     rows = []
     for number, image in enumerate(pictures.images):
         name = f"{number:0{width}d}.dcm"
-        write_object(_wrapped(image, pictures.keys[number], number, study), folder / name)
+        patient_id = "" if pictures.unit == "image" else pictures.keys[number]
+        write_object(_wrapped(image, patient_id, number, study), folder / name)
         row = {"file": name, "label": study.task.labels[pictures.labels[number]]}
         if pictures.parts is not None:
             row["split"] = Part(pictures.parts[number]).name.lower()
@@ -79,8 +81,8 @@ def _wrapped(image: NDArray[np.uint8], patient_id: str, number: int, study: Stud
         image,
         sop_class=SecondaryCaptureImageStorage,
         instance=derived_uid("wrap", study.name, number, image.tobytes().hex()),
-        study=derived_uid("wrap", study.name, "study", patient_id),
-        series=derived_uid("wrap", study.name, "series", patient_id),
+        study=derived_uid("wrap", study.name, "study", patient_id or number),
+        series=derived_uid("wrap", study.name, "series", patient_id or number),
         patient_id=patient_id,
         bits_stored=8,
         colour_model="RGB" if image.ndim == 3 else "MONOCHROME2",

@@ -22,6 +22,10 @@ class Format(StrEnum):
 
 _Format = Annotated[Format, typer.Option("--format", help="text for people, json for programs.")]
 _Root = Annotated[Path, typer.Option("--root", help="The site's data root.")]
+_RootOfSite = Annotated[
+    Path | None,
+    typer.Option("--root", help="The site's data root.", show_default="medfed-SITE"),
+]
 
 site_app = typer.Typer(
     help="Commands of a hospital's admin: init, check, approve.", no_args_is_help=True
@@ -37,10 +41,10 @@ def register(app: typer.Typer) -> None:
 @site_app.command()
 def init(
     site: Annotated[str, typer.Option(help="The site's name, as studies will list it.")],
-    root: _Root,
     scans: Annotated[Path, typer.Option(help="Folder of the site's scans, or one .npz file.")],
     server: Annotated[str, typer.Option(help="host:port of the coordinator's server.")],
     ca: Annotated[Path, typer.Option(help="The server's ca.pem, sent by the coordinator.")],
+    root: _RootOfSite = None,
     format: _Format = Format.TEXT,
 ) -> None:
     """Make a site: its folder, its keys and its site.toml.
@@ -51,7 +55,7 @@ def init(
     from medfed.client.site_root import create_site
     from medfed.common.trust.keys import fingerprint, read_public_key
 
-    made = create_site(root, name=site, scans=scans, server=server, ca=ca)
+    made = create_site(root or _root_of(site), name=site, scans=scans, server=server, ca=ca)
     mark = fingerprint(read_public_key(made.public_key))
     if format is Format.JSON:
         _write(
@@ -163,7 +167,7 @@ def approve(
 
 def client(
     site: Annotated[str, typer.Option(help="The site's name.")],
-    root: _Root,
+    root: _RootOfSite = None,
     retry_for: Annotated[
         float,
         typer.Option(help="How long to try to reach the server at first, in seconds.", min=0.0),
@@ -172,13 +176,13 @@ def client(
 ) -> None:
     """Join the server and train in its rounds, until stopped with Ctrl-C.
 
-    Example: medfed client --site A --root /srv/medfed-A
+    Example: medfed client --site A
     """
     from medfed.client.site_root import open_site
     from medfed.client.supervisor import Supervisor
     from medfed.common.errors import ConfigError
 
-    opened = open_site(root)
+    opened = open_site(root or _root_of(site))
     if opened.name != site:
         raise ConfigError(
             f"--site {site} was given, but {opened.folder} is the root of site {opened.name!r}.",
@@ -189,6 +193,11 @@ def client(
         Supervisor(opened, lambda notice: say(opened.name, notice)).run(retry_for_s=retry_for)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _root_of(site: str) -> Path:
+    """Where a site lies if nobody says so: in this folder, under its name."""
+    return Path(f"medfed-{site}")
 
 
 def _say_text(site: str, notice: Notice) -> None:

@@ -56,9 +56,11 @@ def test_a_wrapped_data_set_is_the_same_to_the_bit(
     assert_same(npz, tmp_path / "dicom", study)
 
 
-@pytest.mark.parametrize("split", ['rule = "given"', HASH])
-def test_parts_and_running_numbers_survive(tmp_path: Path, split: str) -> None:
-    assert_same(parted(tmp_path), tmp_path / "dicom", study_of(split=split))
+def test_parts_survive_and_images_without_patients_stay_without(tmp_path: Path) -> None:
+    study = study_of(split='rule = "given"')
+    assert_same(parted(tmp_path), tmp_path / "dicom", study)
+
+    assert read_scans(tmp_path / "dicom", study).unit == "image"
 
 
 def test_every_value_of_eight_bits_survives(tmp_path: Path) -> None:
