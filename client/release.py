@@ -14,23 +14,25 @@ from enum import Enum
 from medfed.client.ledger import Receipt
 from medfed.common.errors import (
     ApprovalError,
-    ConfigError,
     MedfedError,
     PrivacyError,
-    ScanError,
     TrustError,
     UpdateRejectedError,
 )
 
 
 class PublicFact(Enum):
-    """What a site may say without paying. The value is what the server reads."""
+    """What a site may say without paying. The value is what the server reads.
+
+    The first two depend on approvals, policy and the agreed schedule, the third on what the
+    server sent. Everything else, whether a scan, a disk or a defect is behind it, is one and
+    the same ``unavailable``: which of them it was may depend on patients.
+    """
 
     NOT_APPROVED = "not-approved"
     REFUSED_BY_POLICY = "refused-by-policy"
-    NOT_READY = "not-ready"
     WRONG_MESSAGE = "wrong-message"
-    DEFECT = "defect"
+    UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,9 +86,7 @@ def fact_about(error: MedfedError) -> PublicFact:
             return PublicFact.NOT_APPROVED
         case PrivacyError():
             return PublicFact.REFUSED_BY_POLICY
-        case ScanError() | ConfigError():
-            return PublicFact.NOT_READY
         case UpdateRejectedError() | TrustError():
             return PublicFact.WRONG_MESSAGE
         case _:
-            return PublicFact.DEFECT
+            return PublicFact.UNAVAILABLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from medfed.client.scans.dicom_tree import read_dicom_tree
@@ -32,7 +33,7 @@ def read_scans(source: Path, study: Study) -> ScanSet:
     """
     if source.suffix.lower() == ".npz":
         return read_npz(source, study)
-    if source.is_file():
+    if os.path.isfile(source):  # False also where this user may not look
         raise ScanError(
             f"{source}: a file that is no .npz; allowed are an .npz file, or a folder of DICOM "
             "files with a worklist.csv.",

@@ -116,7 +116,7 @@ class Scattering(nn.Module):
 
     def _with_colour(self, scans: torch.Tensor) -> torch.Tensor:
         """Return the maps ``(scans, 83, 7, 7)`` of scans in red, green and blue."""
-        red, green, blue = scans.split(1, dim=1)
+        red, green, blue = torch.split(scans, 1, dim=1)
         r, g, b = _BRIGHTNESS
         brightness = r * red + g * green + b * blue
         differences = [_BLUE_SHARE * (blue - brightness), _RED_SHARE * (red - brightness)]

@@ -42,7 +42,7 @@ def test_a_public_fact_leaves_as_its_code(fact: PublicFact) -> None:
     "item",
     [
         PAYLOAD,
-        "not-ready",
+        "unavailable",
         1437,
         0.93,
         None,
@@ -133,3 +133,10 @@ def test_releases_are_made_in_the_gate_and_private_values_in_the_session_only() 
     assert calls_of("Released") == {"release.py"}
     assert calls_of("PrivateValue") == {"session.py"}
     assert calls_of("Receipt") == {"ledger.py"}
+
+
+def test_scans_a_set_up_and_a_defect_look_the_same_from_outside() -> None:
+    # Which of them it was may depend on patients: the admin is told, the server is not.
+    facts = {fact_about(kind("x")) for kind in (errors.ScanError, errors.ConfigError, MedfedError)}
+
+    assert facts == {PublicFact.UNAVAILABLE}

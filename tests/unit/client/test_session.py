@@ -97,7 +97,7 @@ def test_trouble_with_the_scans_leaves_as_a_code_without_its_text() -> None:
 
     released = session(scans_for=scans_for).answer(request())
 
-    assert released.code == PublicFact.NOT_READY.value
+    assert released.code == PublicFact.UNAVAILABLE.value
     assert "MUSTERMANN" not in repr(released)
 
 

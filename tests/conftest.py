@@ -1,0 +1,31 @@
+"""What holds for all tests: few threads, and under CI no test is skipped unseen."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: small tensors
+
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note every skip that is not for want of an accelerator."""
+    if report.skipped and "gpu" not in report.keywords:
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under CI an unexpected skip is a failure."""
+    if os.environ.get("CI") and _skipped:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which skips were not expected."""
+    if os.environ.get("CI") and _skipped:
+        terminalreporter.section("skipped, which CI does not accept", red=True)
+        for test in _skipped:
+            terminalreporter.line(test)
