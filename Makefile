@@ -27,8 +27,8 @@ types:
 demo: venv  ## three synthetic hospitals train one model, end to end
 	@$(BIN)/medfed demo
 
-test: venv types  ## the tests
-	@$(BIN)/pytest
+test: venv types  ## the tests, one file per core at a time
+	@$(BIN)/pytest -q -n auto --dist loadfile
 
 check: venv types  ## format, lint, types, layers, doctests
 	@$(BIN)/ruff format --check .

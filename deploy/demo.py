@@ -85,7 +85,10 @@ def prepare_hospitals(folder: Path, study: Study, *, seed: int, progress: Progre
         write_hospitals(part, sites=sites, seed=seed, patients_per_site=PATIENTS_PER_SITE)
         (part / "made-of.json").write_text(wanted, encoding="utf-8")
         part.rename(hospitals)
-    except OSError as error:
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise ConfigError(
             f"{folder}: the demo's files cannot be written ({error.strerror}).",
             advice="choose another place with --folder.",
