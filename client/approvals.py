@@ -12,8 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from medfed.client.scans.read import read_scans
+from medfed.client.scans.scanset import ScanSet
 from medfed.client.site_root import Policy, SiteRoot
-from medfed.common.errors import ApprovalError, ConfigError
+from medfed.common.errors import ApprovalError, ConfigError, ScanError
 from medfed.common.privacy.mechanism import study_epsilon
 from medfed.common.study import Study, study_from_canonical
 from medfed.common.trust.private_files import write_private
@@ -111,6 +113,24 @@ def approved_study(site: SiteRoot, digest: str) -> Study:
             advice="approve the study again from its file.",
         )
     return study_from_canonical(content)
+
+
+def scans_of_patients(site: SiteRoot, study: Study) -> ScanSet:
+    """Read the site's scans, and refuse a promise to patients that they cannot keep.
+
+    Raises:
+        ScanError: as ``read_scans``; or the study protects patients, and scans carry no
+            patient id, so that only single images would be protected.
+    """
+    scans = read_scans(site.scans, study)
+    if study.private and scans.unit == "image":
+        raise ScanError(
+            f"site {site.name!r}: study {study.name!r} protects patients, and not every scan in "
+            f"{site.scans} says whose it is; a patient with several scans would be protected less.",
+            advice="write the PatientID into the DICOM files; in an .npz, add an array that says "
+            "which scans belong together and name it in the study (scans.group_key).",
+        )
+    return scans
 
 
 def approved_studies(site: SiteRoot) -> list[Study]:

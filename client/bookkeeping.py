@@ -4,6 +4,10 @@ The layers (``layer_gradients.py``) note squared norms while the pass runs and l
 the sum to be finished. When all norms are known, each part is weighted with the patients'
 clip factors. Everything here is private: no noise has been added (``private_gradients.py``).
 
+No scale of numbers may hide a norm: a hostile model can make a layer's inputs 1e19 and the
+gradients at its output 1e-23, whose squares are infinity and 0 in float32. So the rows of large
+gradients are computed in units of their own, powers of two (`Again`), small ones in float64.
+
 Source:
     Bu, Wang, Zha, Karypis. Differentially Private Optimization on Large Model at Small Cost.
     ICML 2023. https://arxiv.org/abs/2210.00038 (book-keeping: one backward pass).
@@ -11,6 +15,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -19,11 +24,16 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 _GHOST_SLACK = 1e-6  # rounding error of a ghost norm, relative to what cancels in it
+_FLOOR = 1e-13  # least norm of a row in its own unit; what underflows in float32 is below 1e-15
 _KEEP_BYTES = 64 << 20  # gradients kept for the sum; beyond it they are computed a second time
 
 Inner = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """``inner(x, g, x2, g2)``: of the weight gradients of pairs of rows, from a layer's inputs ``x``
 and output gradients ``g``; shape ``(pairs,)``."""
+
+
+Size = Callable[[Tensor, Tensor], Tensor]
+"""``size(x, g)``, shape ``(rows,)``: bounds what may cancel within a row's weight gradient."""
 
 
 class Chunk:
@@ -49,14 +59,26 @@ class Chunk:
 
     def keep(self, parameter: Tensor, rows: Tensor) -> None:
         """Take a small gradient per row: note the norms and keep it for the sum."""
-        self._parts.append(_Kept(parameter, self._noted(parameter, rows)))
+        gradient = self._per_patient(rows.double())
+        self._norms.append(vector_norm(gradient, dim=1))
+        self._parts.append(_Kept(parameter, gradient, torch.ones_like(self._norms[-1])))
 
-    def keep_if_it_fits(self, rows: Tensor, again: Again) -> None:
-        """Take a large gradient per row: note the norms; keep it, or compute it again later."""
-        gradient = self._noted(again.parameter, rows)
+    def keep_if_it_fits(self, rows: Tensor, size: Size, again: Again) -> None:
+        """Take a large gradient per row, in its rows' units: note the norms; keep it, or not.
+
+        What is not kept is computed again later, and rounded in another way: what may cancel
+        in it counts as in `never_form`.
+        """
+        gradient, scale = self._per_patient_scaled(rows, again.scale)
+        # Norms of norms: in float32 two short sums lose less than a long one.
+        norm = vector_norm(vector_norm(gradient.flatten(2), dim=2), dim=1).double()
+        self._norms.append(scale * norm.hypot(norm.new_tensor(_FLOOR)))
         self._kept_bytes += gradient.nbytes
-        fits = self._kept_bytes <= _KEEP_BYTES
-        self._parts.append(_Kept(again.parameter, gradient) if fits else again)
+        if self._kept_bytes <= _KEEP_BYTES:
+            self._parts.append(_Kept(again.parameter, gradient, scale))
+        else:
+            self._norms.append(self._slack(size(again.x, again.g), again))
+            self._parts.append(again)
 
     def never_form(self, inner: Inner, size: Tensor, again: Again) -> None:
         """Note the norms of a weight gradient from inner products, without forming it.
@@ -65,23 +87,21 @@ class Chunk:
         over positions of ``|patch| |output gradient|``. Rounding errs by a share of its
         square, which is added so that no patient's norm comes out too small.
         """
-        x, g = again.x, again.g
-        square = self._per_patient(inner(x, g, x, g).double())
+        x, g, scale = again.x, again.g, again.scale
+        square = self._per_patient(inner(x, g, x, g).double() * scale.square())
         for i, j in self._pairs:
-            square.index_add_(0, self._unit[i], 2.0 * inner(x[i], g[i], x[j], g[j]).double())
-        size = self._per_patient(size.double())
-        norm = (square.clamp(min=0.0) + _GHOST_SLACK * size.square()).sqrt()
-        self._norms.append(norm.to(x.dtype))
+            pairs = inner(x[i], g[i], x[j], g[j]).double() * scale[i] * scale[j]
+            square.index_add_(0, self._unit[i], 2.0 * pairs)
+        self._norms += [square.clamp(min=0.0).sqrt(), self._slack(size, again)]
         self._parts.append(again)
 
     def clipped_sums(self, bound: float) -> dict[Tensor, Tensor]:
         """Build the sums over patients of ``min(1, bound / norm)`` times the gradient."""
         if not self._parts:
             return {}
-        norm = vector_norm(torch.stack(self._norms).double(), dim=0)
+        norm = vector_norm(torch.stack(self._norms), dim=0)
         finite = norm.isfinite()
         unit = torch.where(finite, (bound / norm).clamp(max=1.0), 0.0)  # norm 0 gives factor 1
-        unit = unit.to(self._parts[0].parameter.dtype)
         bad_units, bad_rows = _where(~finite), _where(~finite[self._unit])
         factors = _Factors(unit, unit[self._unit], bad_units, bad_rows)
         sums = {part.parameter: part.clipped(factors) for part in self._parts}
@@ -96,17 +116,24 @@ class Chunk:
             return rows
         return rows.new_zeros(self._units, *rows.shape[1:]).index_add_(0, self._unit, rows)
 
-    def _noted(self, parameter: Tensor, rows: Tensor) -> Tensor:
-        """Gradients per patient, their norms noted."""
-        gradient = self._per_patient(rows)
-        # Norms of norms: in float32 two short sums lose less than a long one.
-        norm = gradient if parameter.dim() == 1 else vector_norm(gradient.flatten(2), dim=2)
-        self._norms.append(vector_norm(norm, dim=1))
-        return gradient
+    def _slack(self, size: Tensor, again: Again) -> Tensor:
+        """What rounding may hide of each patient's norm."""
+        return self._per_patient((math.sqrt(_GHOST_SLACK) * size.double() + _FLOOR) * again.scale)
+
+    def _per_patient_scaled(self, rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up the rows of each patient, in the largest of their units; returns that too."""
+        if self._one_row_each:
+            return rows, scale
+        largest = scale.new_zeros(self._units).scatter_reduce_(0, self._unit, scale, "amax")
+        share = (scale / largest[self._unit]).to(rows.dtype)
+        return self._per_patient(rows * share.view(-1, *[1] * (rows.dim() - 1))), largest
 
 
 class Again:
     """A weight gradient to compute at the end, from the rows scaled by their clip factors.
+
+    Each row of ``x`` and of ``g`` is held in a unit of its own, a power of two near its
+    largest number; ``scale`` (float64, shape ``(rows,)``) is the product of the two.
 
     Args:
         parameter: The weight.
@@ -122,24 +149,28 @@ class Again:
         x: Tensor,
         g: Tensor,
     ) -> None:
-        self.parameter, self.weight_gradient, self.x, self.g = parameter, weight_gradient, x, g
+        self.parameter, self.weight_gradient = parameter, weight_gradient
+        (self.x, x_unit), (self.g, g_unit) = _in_units(x), _in_units(g)
+        self.scale = x_unit * g_unit
 
     def clipped(self, factors: _Factors) -> Tensor:
         """Compute it."""
         x, g = (_without(rows, factors.bad_rows) for rows in (self.x, self.g))
-        factor = factors.row.view(-1, *[1] * (g.dim() - 1))
+        factor = _without(factors.row * self.scale, factors.bad_rows).to(g.dtype)
+        factor = factor.view(-1, *[1] * (g.dim() - 1))
         return self.weight_gradient(x, g * factor).view_as(self.parameter)
 
 
 class _Kept:
-    """A gradient per patient, kept from the backward pass."""
+    """A gradient per patient, kept from the backward pass, in units of ``scale``."""
 
-    def __init__(self, parameter: Tensor, gradient: Tensor) -> None:
-        self.parameter, self.gradient = parameter, gradient
+    def __init__(self, parameter: Tensor, gradient: Tensor, scale: Tensor) -> None:
+        self.parameter, self.gradient, self.scale = parameter, gradient, scale
 
     def clipped(self, factors: _Factors) -> Tensor:
         gradient = _without(self.gradient, factors.bad_units).flatten(1)
-        return (factors.unit @ gradient).view_as(self.parameter)
+        factor = _without(factors.unit * self.scale, factors.bad_units).to(gradient.dtype)
+        return (factor @ gradient).view_as(self.parameter).to(self.parameter.dtype)
 
 
 class _Part(Protocol):
@@ -151,7 +182,10 @@ class _Part(Protocol):
 
 
 class _Factors(NamedTuple):
-    """How much of each patient, and so of each row, goes into the sum; which are not finite."""
+    """How much of each patient, and so of each row, goes into the sum; which are not finite.
+
+    The shares are float64: beside the units of the rows, float32 would round them to nothing.
+    """
 
     unit: Tensor
     row: Tensor
@@ -162,6 +196,20 @@ class _Factors(NamedTuple):
 def _without(rows: Tensor, bad: Tensor) -> Tensor:
     """Zero the bad rows, where a factor of 0 would leave NaN. The original stays as it is."""
     return rows.index_fill(0, bad, 0.0) if len(bad) else rows
+
+
+def _in_units(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide each row by a power of two near its largest number; returns these too, in float64.
+
+    Exact, but for numbers 1e-38 times the largest. The unit of a row that is not finite is NaN,
+    and so is its patient's norm.
+    """
+    flat = rows.flatten(1)
+    largest = torch.maximum(flat.amax(1), -flat.amin(1))  # 20 times as fast as aminmax
+    power = largest.frexp().exponent.clamp(-126, 126)  # 2 to the +-126 is normal in float32
+    unit = power.double().exp2()
+    inverse = unit.reciprocal().to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
+    return rows * inverse, torch.where(largest.isfinite(), unit, math.nan)
 
 
 def _where(mask: Tensor) -> Tensor:

@@ -12,16 +12,22 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from medfed.client.approvals import approved_study
+from medfed.client.approvals import (
+    approved_studies,
+    approved_study,
+    check_policy,
+    scans_of_patients,
+)
 from medfed.client.ledger import Ledger
 from medfed.client.noise import SecretRandomness
 from medfed.client.release import Released
-from medfed.client.scans.read import read_scans
 from medfed.client.session import RoundRequest, SiteSession
 from medfed.client.site_root import open_site
 from medfed.common.errors import TrustError
+from medfed.common.privacy.mechanism import study_epsilon
+from medfed.common.study import Study
 
-_STRICTEST_DELTA = 1e-12
+_NEXT_TO_NOTHING = 1e-9
 
 app = ClientApp()
 
@@ -78,8 +84,23 @@ def _record(released: Released) -> RecordDict:
     return RecordDict({"update": ArrayRecord({"bytes": Array(data)})})
 
 
+def permitted_study(root: Path, digest: str) -> Study:
+    """The approved study of a digest, held against the site's limits as they stand now.
+
+    Raises:
+        ApprovalError: it is not approved, or ``site.toml`` does not allow it any more.
+    """
+    site = open_site(root)
+    study = approved_study(site, digest)
+    epsilon = study_epsilon(study, study.site_named(site.name))
+    check_policy(site.settings.policy, study, epsilon, source=f"{root}/site.toml")
+    return study
+
+
 def open_session(root: Path) -> SiteSession:
     """Open a deployed site: approved studies, own scans, secret randomness, durable ledger.
+
+    The scans of the study approved last are read at once, before any round asks for them.
 
     Args:
         root: The site's data root.
@@ -91,15 +112,18 @@ def open_session(root: Path) -> SiteSession:
     """
     site = open_site(root)
     policy = site.settings.policy
-    return SiteSession(
+    session = SiteSession(
         site=site.name,
-        study_for=lambda digest: approved_study(site, digest),
-        scans_for=lambda study: read_scans(site.scans, study),
+        study_for=lambda digest: permitted_study(root, digest),
+        scans_for=lambda study: scans_of_patients(site, study),
         randomness_for=lambda key: SecretRandomness(),
         ledger=Ledger(
             site.ledger,
             site=site.name,
-            epsilon_limit=policy.epsilon_limit or 0.0,  # unwritten: nothing private may be spent
-            delta_limit=policy.delta_limit or _STRICTEST_DELTA,
+            # Unwritten: `check_policy` lets nothing private through; so next to nothing is.
+            epsilon_limit=policy.epsilon_limit or _NEXT_TO_NOTHING,
+            delta_limit=policy.delta_limit or _NEXT_TO_NOTHING,
         ),
     )
+    session.warm(approved_studies(site)[0])
+    return session

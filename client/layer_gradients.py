@@ -181,7 +181,7 @@ class _LinearRule:
     ) -> Tensor | None:
         again = Again(layer.weight, lambda x, g: g.mT @ x, *_wide(layer, x, g))
         if layer.bias is not None:
-            chunk.keep(layer.bias, again.g)
+            chunk.keep(layer.bias, g)
         size = vector_norm(again.x, dim=1) * vector_norm(again.g, dim=1)
         chunk.never_form(lambda x, g, x2, g2: (x * x2).sum(1) * (g * g2).sum(1), size, again)
         return (g @ layer.weight.to(g.dtype)).to(x.dtype) if wanted else None
@@ -226,13 +226,14 @@ class _ConvRule:
     ) -> Tensor | None:
         again = Again(layer.weight, partial(_weight_gradient, layer), *_wide(layer, x, g))
         if layer.bias is not None:
-            chunk.keep(layer.bias, again.g.sum((2, 3)))
+            chunk.keep(layer.bias, g.to(layer.weight.dtype).sum((2, 3)))
         with _full_precision(x):
             if _ghost_is_cheaper(layer, x, g, chunk.scans_per_patient):
                 size = _size(layer, again.x, again.g)
                 chunk.never_form(partial(_inner, layer), size, again)
             else:
-                chunk.keep_if_it_fits(_row_gradients(layer, again.x, again.g), again)
+                rows = _row_gradients(layer, again.x, again.g)
+                chunk.keep_if_it_fits(rows, partial(_size, layer), again)
         if not wanted:
             return None
         weight, wide = layer.weight.to(g.dtype), x.to(g.dtype)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medfed.common.errors import BudgetExceededError, LedgerError
+from medfed.common.errors import BudgetExceededError, LedgerError, PrivacyError
 from medfed.common.privacy.accounting import Spend, composed_epsilon
 from medfed.common.privacy.mechanism import Mechanism
 
@@ -156,7 +156,9 @@ class Ledger:
             return payload, Receipt(sequence, sha256)
         return None
 
-    def reserve(self, key: RoundKey, mechanism: Mechanism | None) -> None:
+    def reserve(
+        self, key: RoundKey, mechanism: Mechanism | None, *, most_rounds: int | None = None
+    ) -> None:
         """Set the cost of a round aside, before its first look at data.
 
         An earlier, unfinished reservation of the same round is voided: nothing of it left.
@@ -164,9 +166,12 @@ class Ledger:
         Args:
             key: The round.
             mechanism: What will be done; None without privacy (allowed by policy only).
+            most_rounds: Rounds of this study that may be paid for in all, over every run of it:
+                its approved schedule. None: no such bound.
 
         Raises:
             BudgetExceededError: the ceiling would be passed. Nothing is written.
+            PrivacyError: the study's whole schedule is paid for. Nothing is written.
             LedgerError: the round was already paid for.
         """
         cost = _spend(mechanism)
@@ -176,6 +181,13 @@ class Ledger:
                     f"site {self._site!r}: {_named(key)} is paid for; another training of it is "
                     "refused.",
                     advice="send the stored release again.",
+                )
+            if most_rounds is not None and self.rounds_paid(key.digest) >= most_rounds:
+                raise PrivacyError(
+                    f"site {self._site!r}: all {most_rounds} rounds that were approved of study "
+                    f"{key.digest[:8]} are paid for; {_named(key)} would be one more.",
+                    advice="to train on, the coordinator raises the study's serial and the site "
+                    "approves what that costs.",
                 )
             for reservation in self._open_reservations(key):
                 self._append("void", reservation.key, None)

@@ -21,8 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from medfed.client.approvals import approved_studies
-from medfed.client.scans.read import read_scans
+from medfed.client.approvals import approved_studies, scans_of_patients
 from medfed.client.scans.scanset import TRAIN, ScanSet
 from medfed.client.site_root import SiteRoot
 from medfed.common.errors import MedfedError, ScanError, TransportError, TrustError
@@ -103,7 +102,7 @@ def look_at_scans(site: SiteRoot, study: Study) -> ScanReport:
         ScanError: unreadable, empty, or no scan to train on.
     """
     declared = study.site_named(site.name).declared_patients
-    scans = read_scans(site.scans, study)
+    scans = scans_of_patients(site, study)
     training = scans.part_of(TRAIN)
     if not len(training):
         raise ScanError(
@@ -199,10 +198,18 @@ def reach_server(
     tell(Notice("state", f"server {address} answers and is the coordinator's"))
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Asks nobody but the server: a redirect stays an answer with a wrong status."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def _ask_health(address: str, ca: Path) -> HTTPMessage:
     """Get ``/health``; its headers. TransportError: worth another try. TrustError: not."""
     openers: list[urllib.request.BaseHandler] = [
-        urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(ca)))
+        urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(ca))),
+        _NoRedirects(),
     ]
     if _is_loopback(address):
         openers.append(urllib.request.ProxyHandler({}))
@@ -255,10 +262,10 @@ def _not_trusted(address: str, ca: Path, cause: ssl.SSLCertVerificationError) ->
 
 def _check_clock(address: str, headers: HTTPMessage) -> None:
     """Compare the clocks by the answer's Date header, which has whole seconds."""
-    date = email.utils.parsedate_tz(headers.get("Date", ""))
-    if date is None:
+    said = _date_of(headers)
+    if said is None:
         return
-    ahead = time.time() - (email.utils.mktime_tz(date) + 1.0)
+    ahead = time.time() - (said + 1.0)
     if not -CLOCK_BEHIND_S < ahead < CLOCK_AHEAD_S:
         raise TrustError(
             f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} "
@@ -266,6 +273,15 @@ def _check_clock(address: str, headers: HTTPMessage) -> None:
             "behind, else signatures are refused.",
             advice="set both clocks by NTP.",
         )
+
+
+def _date_of(headers: HTTPMessage) -> float | None:
+    """The Date header in seconds since 1970; None if absent or no date."""
+    try:
+        date = email.utils.parsedate_tz(headers.get("Date", ""))
+        return None if date is None else float(email.utils.mktime_tz(date))
+    except (ValueError, OverflowError, IndexError, TypeError):  # year 99999, hour 1e99, ...
+        return None
 
 
 def _is_loopback(address: str) -> bool:

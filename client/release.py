@@ -29,6 +29,7 @@ class PublicFact(Enum):
     the same ``unavailable``: which of them it was may depend on patients.
     """
 
+    # The values are the keys of ``medfed.common.refusals``; a test holds the two together.
     NOT_APPROVED = "not-approved"
     REFUSED_BY_POLICY = "refused-by-policy"
     WRONG_MESSAGE = "wrong-message"

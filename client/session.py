@@ -8,6 +8,7 @@ handed in: where studies and scans come from, the source of randomness, and the 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -81,30 +82,47 @@ class SiteSession:
         """Take part in one round.
 
         Returns:
-            The paid update, or a public code where the round was refused. Errors raised on
-            purpose become their code; their text stays in the site's log.
+            The paid update, or a public code where the round was refused. An error becomes its
+            code; its text stays in the site's log, and of a defect not even its class leaves.
         """
         try:
             return release(self._paid_update(request))
         except MedfedError as error:
-            fact = fact_about(error)
             log.warning("round.refused site=%s round=%d %s", self.site, request.round, error)
-            return release(fact)
+            return release(fact_about(error))
+        except Exception as error:  # its class alone may depend on a patient: it stays here too
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "round.defect site=%s round=%d error=%s at=%s:%s",
+                *(self.site, request.round, type(error).__name__, where.filename, where.lineno),
+            )
+            return release(PublicFact.UNAVAILABLE)
+
+    def warm(self, study: Study) -> None:
+        """Read the scans and build the network of a study before its first round.
+
+        So that the time of a first round does not tell how many scans there are.
+
+        Raises:
+            MedfedError: as reading and building do. For the admin, before joining.
+        """
+        self._prepare(study.digest)
 
     def _paid_update(self, request: RoundRequest) -> PrivateValue | PublicFact:
         ready = self._prepare(request.digest)
+        rounds = ready.study.training.rounds
+        if not 1 <= request.round <= rounds:
+            raise PrivacyError(
+                f"site {self.site!r}: round {str(request.round)[:20]} is outside the approved "
+                f"schedule, rounds 1 to {rounds}.",
+                advice="the coordinator signs a study with the longer schedule; sites approve it.",
+            )
         start = decode(request.model, ready.shapes, who="the server")
         key = RoundKey(request.digest, request.run, request.round, fingerprint(start))
         paid = self.ledger.paid(key)
         if paid is not None:
             return PrivateValue(*paid)
-        if request.round > ready.study.training.rounds:
-            raise PrivacyError(
-                f"site {self.site!r}: round {request.round} is beyond the approved schedule of "
-                f"{ready.study.training.rounds} rounds.",
-                advice="the coordinator signs a study with the longer schedule; sites approve it.",
-            )
-        self.ledger.reserve(key, ready.mechanism)
+        self.ledger.reserve(key, ready.mechanism, most_rounds=rounds)
         payload = encode(self._train(ready, start, key))
         receipt = self.ledger.commit(key, payload, ready.mechanism)
         log.info("round.released site=%s round=%d bytes=%d", self.site, key.round, len(payload))

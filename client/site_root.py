@@ -77,7 +77,8 @@ class Policy(_Strict):
     """What this site allows a study to do. Neither limit has a default."""
 
     epsilon_limit: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
-    """Most that one study may cost a patient, at the study's delta. Unset: approve refuses."""
+    """Most that one study may cost a patient, at the study's delta; and most that all studies
+    together may, at ``delta_limit``. Unset: approve refuses."""
     delta_limit: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Largest delta a study may name. Unset: approve refuses."""
     allow_no_privacy: bool = False
@@ -267,7 +268,7 @@ folder = {json.dumps(str(scans))}
 [policy]
 # What a study may cost a patient here. There is no default: your data board decides, you
 # write it down, and `medfed site approve` refuses every study until then. For example:
-#   epsilon_limit = 8.0      # most that one study may spend per patient
+#   epsilon_limit = 8.0      # most that a study, and all studies together, may spend per patient
 #   delta_limit = 1e-4       # at most this failure probability; below 1 / number of patients
 allow_no_privacy = false     # true lets a study without differential privacy be approved
 """

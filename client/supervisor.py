@@ -30,10 +30,11 @@ from medfed.common.processes import (
     free_port,
     require_free_port,
 )
+from medfed.common.report.words import clean
 from medfed.common.trust.private_files import private_folder, write_private
 
 NODE = ("flower-supernode",)
-WORKER = (sys.executable, "-P", "-m", "medfed.client.worker")
+WORKER = (sys.executable, "-I", "-m", "medfed.client.worker")
 """The worker of a deployed site: no folder but the installed ones is searched for code."""
 
 _LOOK_S = 0.2
@@ -43,7 +44,10 @@ _STILL_COUNTED_S = 75.0
 _TRIES_TO_JOIN = 5
 _REFUSED = re.compile(r"\[code: (2001|2004)\]")
 _TROUBLE = re.compile(r"(?:\S+ \S+ (?:WARNING|ERROR)|(?=  Next step:) ) (.+)")
-_TASK = re.compile(r"task\.(started|done|failed|unwanted|not_pulled)(?: type=(\S+) round=(\S+))?")
+_TASK = re.compile(
+    r"task\.(?:(started|done|failed|unwanted) type=(train|evaluate|query|other) "
+    r"round=([0-9]{1,6}|-)|(not_pulled))(?!\S)"
+)
 _TASK_TEXT = {
     "started": "{kind} started",
     "done": "{kind} done; the reply goes to the server",
@@ -64,7 +68,8 @@ class Supervisor:
     """
 
     def __init__(self, site: SiteRoot, tell: Tell, *, worker: Sequence[str] = WORKER) -> None:
-        self._site, self._tell, self._worker_command = site, tell, tuple(worker)
+        self._site, self._worker_command = site, tuple(worker)
+        self._tell: Tell = lambda said: tell(Notice(said.kind, clean(said.text)))
         self._secret = site.flower / "worker.secret"
         self._port = free_port()
         self._mark = site.flower / "connected"
@@ -140,7 +145,7 @@ class Supervisor:
         if "worker.ready" in line:
             self._say("worker ready")
         elif match := _TASK.search(line):
-            event, kind, round_ = match.groups()
+            event, kind, round_ = match[1] or match[4], match[2], match[3]
             what = f"round {round_}: {kind}" if round_ not in (None, "-") else str(kind)
             text = _TASK_TEXT[event].format(kind=what, log=self._site.log / "worker.log")
             self._tell(Notice("warning" if "see " in text else "state", text))

@@ -58,6 +58,8 @@ _POLL_S = 0.1
 _NODE_AWAY_S = 0.5
 _PARENT_LOOK_S = 0.5
 _RETRY_LIMIT_S = 60.0
+_KINDS = ("train", "evaluate", "query")
+_ROUND = r"[0-9]{1,6}"
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 _log = logging.getLogger("medfed.client.worker")  # __name__ is "__main__" in the worker itself
@@ -204,7 +206,7 @@ def _run_task(app: ClientApp, runtime: str, token: str) -> None:
 
 def _answer(app: ClientApp, node: RuntimeHttpClient, message: Message, context: Context) -> None:
     began = time.monotonic()
-    what = f"type={message.metadata.message_type} round={message.metadata.group_id or '-'}"
+    what = _named(message)
     _log.info("task.started %s", what)
     try:
         reply = app(message=message, context=context)
@@ -228,6 +230,15 @@ def _answer(app: ClientApp, node: RuntimeHttpClient, message: Message, context: 
     else:
         end = "failed" if reason else "done"
         _log.info("task.%s %s seconds=%.1f", end, what, time.monotonic() - began)
+
+
+def _named(message: Message) -> str:
+    """A task for the log, of which the supervisor tells the admin: no word of the server's."""
+    kind, round_ = message.metadata.message_type, message.metadata.group_id
+    return (
+        f"type={kind if kind in _KINDS else 'other'} "
+        f"round={round_ if re.fullmatch(_ROUND, round_) else '-'}"
+    )
 
 
 def _heartbeat_of(node: RuntimeHttpClient) -> Callable[[], bool]:

@@ -28,6 +28,14 @@ _ORPHAN_GRACE_S = 4.0
 _LAST_RESORT_S = 1.5
 
 
+_KEPT = frozenset(
+    "PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR SSL_CERT_FILE SSL_CERT_DIR "
+    "CUDA_VISIBLE_DEVICES HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY "
+    "http_proxy https_proxy all_proxy no_proxy".split()
+)
+"""What a Flower program and the worker may inherit."""
+
+
 class Child:
     """A running program and everything below it.
 
@@ -174,12 +182,13 @@ def flower_environment(flower_home: Path) -> dict[str, str]:
             missing, mode 0700.
 
     Returns:
-        This process's variables without any of Flower's or medfed's, and with: no
+        A closed list of this process's variables (home, language, proxies, devices: none
+        that brings code or settings along, such as LD_PRELOAD or PYTHONPATH), and: no
         telemetry, no update check, no installing of dependencies, loopback around any
         proxy, and the programs beside this Python first on the path (Flower starts its
         helpers by bare name).
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "MEDFED_", "PYTHON"))}
+    kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith("LC_")}
     no_proxy = ",".join(filter(None, ("127.0.0.1,localhost", kept.get("NO_PROXY", ""))))
     return kept | {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", os.defpath))),

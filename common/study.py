@@ -29,7 +29,9 @@ from medfed.common.networks.names import check_network
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
-Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
+Label = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]{1,100}$")]
+"""Printable: no control, direction, other format or unassigned character (Unicode C*)."""
+ArrayName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
 
@@ -89,7 +91,7 @@ class Scans(_Strict):
     mean: Annotated[float, Field(ge=-10.0, le=10.0)] = 0.0
     std: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
     """The tensor is ``(value in [0, 1] - mean) / std``: public constants, not site statistics."""
-    group_key: str | None = None
+    group_key: ArrayName | None = None
     """In an ``.npz`` data set: the array that says which scans belong to one privacy unit."""
 
     @model_validator(mode="after")

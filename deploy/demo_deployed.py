@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medfed.client.approvals import approve
 from medfed.client.site_root import create_site, open_site
-from medfed.common.errors import MedfedError, TransportError
+from medfed.common.errors import CohortError, TransportError
 from medfed.common.exact_metrics import figure_with_interval
 from medfed.common.networks.build import describe_device, pick_device
 from medfed.common.networks.parameters import network_for, parameters_of
@@ -60,7 +60,7 @@ def run_deployed_demo(
 
     Raises:
         TransportError: the server did not start.
-        MedfedError: what a process that ended too early said.
+        CohortError: too few of the clients stayed to the end.
 
     Guarantee:
         When this returns or raises, every process it started has ended.
@@ -147,10 +147,10 @@ def _follow(
     for status in control.watch(run):
         done = status.rounds if status.ended else status.round - 1
         progress("training at three hospitals", done, status.rounds)
-    gone = [child.name for child in clients if child.exit_code() is not None]
-    if not status.ended or (gone and status.exit_code):
-        raise MedfedError(
-            f"the run did not end as planned: {status.headline}. Ended too early: "
+    if status.state not in ("finished", "incomplete"):
+        gone = [child.name for child in clients if child.exit_code() is not None]
+        raise CohortError(
+            f"the run gave no model: {status.headline}. Ended too early: "
             f"{', '.join(gone) or 'no client'}.",
             advice="read the .log files in the demo's folder `deployment`.",
         )

@@ -20,12 +20,16 @@ from flwr.serverapp import Grid, ServerApp
 
 from medfed.common.errors import ConfigError
 from medfed.common.files import write_atomically
+from medfed.common.refusals import words_of
 from medfed.common.study import Study, study_from_canonical
 from medfed.server.journal import Journal, RunStatus
 from medfed.server.rounds import EXIT_CODES, Outcome, RoundRecord, RunState, headline
 from medfed.server.run_study import Answer, RunResult, StudyRun, words_for
 
 log = logging.getLogger(__name__)
+
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, EOFError)
+"""What Flower raises on a reply that is no reply."""
 
 app = ServerApp()
 
@@ -183,9 +187,13 @@ class GridLink:
     def next_answer(self) -> Answer | None:
         """Pull one answer, looking at the open messages in turn."""
         for message_id, site in list(self._waiting_for.items()):
-            for reply in self._grid.pull_messages([message_id]):
+            try:
+                replies = list(self._grid.pull_messages([message_id]))
+            except _UNREADABLE:  # a link that failed raises something else, and is not the site's
+                replies = None
+            if replies is None or replies:
                 del self._waiting_for[message_id]
-                return _answer(site, reply)
+                return _unreadable(site) if not replies else _answer(site, replies[0])
         return None
 
     def _node(self, site: str) -> int:
@@ -199,12 +207,22 @@ class GridLink:
 
 
 def _answer(site: str, reply: Message) -> Answer:
+    try:
+        return _read(site, reply)
+    except Exception as error:  # a site's bytes may break Flower's decoders in any way
+        log.warning("reply.unreadable site=%s error=%s", site, type(error).__name__)
+        return _unreadable(site)
+
+
+def _unreadable(site: str) -> Answer:
+    return Answer(site, failure="rejected", reason="its reply could not be read")
+
+
+def _read(site: str, reply: Message) -> Answer:
     if reply.has_error():
         return Answer(site, failure="lost", reason=f"Flower error {reply.error.code}")
     content = reply.content
     if "update" in content.array_records:
         return Answer(site, update=content.array_records["update"]["bytes"].numpy().tobytes())
-    fact = content.config_records.get("fact")
-    return Answer(
-        site, failure="refused", reason="no reason" if fact is None else str(fact["code"])
-    )
+    code = str(content.config_records["fact"]["code"])
+    return Answer(site, failure="refused", reason=words_of(code))

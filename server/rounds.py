@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 SKIPS_BEFORE_FAILURE = 3
+NOT_CONNECTED = "not connected"
 
 Outcome = Literal["finished", "incomplete", "failed", "stopped"]
 
@@ -173,7 +174,7 @@ def advance(state: RunState, event: Event) -> Step:
 
 def _ask(state: RunState, present: frozenset[str]) -> Step:
     asked = tuple(site for site in state.sites if site in present)
-    missing = {site: "not connected" for site in state.sites if site not in present}
+    missing = {site: NOT_CONNECTED for site in state.sites if site not in present}
     collecting = replace(
         state,
         phase="collecting",

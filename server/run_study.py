@@ -21,6 +21,7 @@ from medfed.common.study import Study
 from medfed.common.updates import Parameters, decode, encode, shapes_of
 from medfed.server.aggregation import RunningMean
 from medfed.server.rounds import (
+    NOT_CONNECTED,
     Aggregate,
     Ask,
     Command,
@@ -52,14 +53,15 @@ class Answer:
     Attributes:
         site: Who, by the key it was registered with; never by its own claim.
         update: The update in wire form, if there is one.
-        failure: Otherwise whether the site was ``lost`` or ``refused``.
+        failure: Otherwise whether the site was ``lost``, ``refused``, or its answer could not be
+            read and was ``rejected``.
         reason: Why, as a code. What a site wrote is shown shortened and without control
             characters.
     """
 
     site: str
     update: bytes | None = None
-    failure: Literal["lost", "refused"] = "lost"
+    failure: Literal["lost", "refused", "rejected"] = "lost"
     reason: str = ""
 
 
@@ -195,16 +197,23 @@ class StudyRun:
                 log.warning("answer.ignored site=%r round=%d", answer.site, state.round)
 
     def _wait_for_sites(self, state: RunState) -> Event:
-        """Wait for all sites: for the first round as long as a round may take, later briefly."""
-        patience = self._study.cohort.round_deadline_s
-        if state.round > 1:
+        """Wait for sites, at first for all of them and as long as a round may take.
+
+        Later briefly, and for those that were there in the round before: one that stayed away
+        may come back any time, but nobody waits for it.
+        """
+        patience, awaited = self._study.cohort.round_deadline_s, set(state.sites)
+        if state.history:
             patience = min(patience, _REJOIN_WAIT_S)
+            away = {s for s, why in state.history[-1].missing.items() if why == NOT_CONNECTED}
+            awaited -= away
         until = time.monotonic() + patience
         while True:
             if self._stop_requested():
                 return StopRequested()
             present = self._link.present()
-            if present >= set(state.sites) or time.monotonic() > until:
+            waited_enough = time.monotonic() > until
+            if waited_enough or (present >= awaited and len(present) >= state.quorum):
                 return SitesPresent(present)
             time.sleep(_LOOK_AGAIN_S)
 

@@ -5,7 +5,7 @@ ask for 400 megapixels under a header that says 64 × 64. So the two are compare
 
 Source:
     JPEG: ITU-T T.81 B.2.2 (frame header). JPEG-LS: ITU-T T.87 C.2.2. JPEG 2000: ITU-T T.800
-    A.5.1 (SIZ marker). RLE: DICOM PS3.5 annex G (PackBits).
+    A.5.1 (SIZ marker), annex I (JP2 boxes). RLE: DICOM PS3.5 annex G (PackBits).
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from typing import NamedTuple
 
 _SIZ = b"\xff\x4f\xff\x51"
 """Start of codestream and size marker, always the first two of JPEG 2000."""
+_JP2 = bytes.fromhex("0000000c 6a502020 0d0a870a")
+"""Signature box, always the first of a JPEG 2000 file."""
+_MAX_BOXES = 64
+"""Boxes looked at before the codestream; a JP2 file has about four."""
 
 
 class CodestreamSize(NamedTuple):
@@ -29,16 +33,19 @@ def codestream_size(stream: bytes) -> CodestreamSize | None:
     """Read the size from a JPEG, JPEG-LS or JPEG 2000 codestream.
 
     Returns:
-        None when the stream does not state it before its entropy-coded data.
+        None when the stream does not state it before its entropy-coded data, or where its
+        decoder looks for it.
 
     Example:
         >>> codestream_size(bytes.fromhex("ffd8 ffc0 000b 08 0002 0003 01 011100 ffd9"))
         CodestreamSize(rows=2, columns=3, components=1)
     """
     try:
-        if stream[:4] == _SIZ or stream[4:8] == b"jP  ":
-            return _from_siz_marker(stream)
-        return _from_frame_header(stream)
+        if stream.startswith(_SIZ):
+            return _from_siz_marker(stream, 0)
+        if stream.startswith(_JP2):
+            return _from_siz_marker(stream, _codestream_start(stream))
+        return _from_frame_header(stream) if stream.startswith(b"\xff\xd8") else None
     except struct.error:  # the stream ends inside a marker
         return None
 
@@ -54,9 +61,29 @@ def rle_bound_bytes(rows: int, columns: int, samples: int, bits_allocated: int) 
     return 64 + segments * (2 * rows * columns + 2 * rows + 2)
 
 
-def _from_siz_marker(stream: bytes) -> CodestreamSize | None:
-    at = stream.find(_SIZ)
-    if at < 0:
+def _codestream_start(stream: bytes) -> int:
+    """Walk a JP2 file's boxes to the codestream, as decoders do; its end if there is none.
+
+    A SIZ marker in another box, such as ``uuid``, is nobody's size.
+    """
+    at = len(_JP2)
+    for _ in range(_MAX_BOXES):
+        length, kind = struct.unpack_from(">L4s", stream, at)
+        head = 8
+        if length == 1:  # the length follows in 64 bits
+            head, (length,) = 16, struct.unpack_from(">Q", stream, at + 8)
+        if kind == b"jp2c":
+            return at + head
+        if length < head:  # 0, to the end of the file, is for the codestream alone
+            break
+        at += length
+        if at > len(stream):
+            break
+    return len(stream)
+
+
+def _from_siz_marker(stream: bytes, at: int) -> CodestreamSize | None:
+    if stream[at : at + 4] != _SIZ:
         return None
     columns, rows, left, top = struct.unpack_from(">4L", stream, at + 8)
     (components,) = struct.unpack_from(">H", stream, at + 40)

@@ -91,7 +91,11 @@ def read_worklist(folder: Path, study: Study) -> list[Entry]:
     text = _worklist_text(folder)
     reader = csv.DictReader(io.StringIO(text), strict=True)
     needed = ["file", "label"] + (["split"] if study.split.rule == "given" else [])
-    missing = [column for column in needed if column not in (reader.fieldnames or [])]
+    try:
+        header = reader.fieldnames or []
+    except csv.Error:
+        raise _refused(folder, "line 1: not valid CSV") from None
+    missing = [column for column in needed if column not in header]
     if missing:
         raise _refused(folder, f"columns missing in its first line: {', '.join(missing)}")
     root = folder.resolve()
@@ -137,7 +141,10 @@ def _entry(folder: Path, root: Path, row: dict[str, str | None], line: int, stud
     name, label = (row.get("file") or "").strip(), (row.get("label") or "").strip()
     if not name or "\0" in name:
         raise _refused(folder, f"line {line}: names no file")
-    file = (root / name).resolve()
+    try:
+        file = (root / name).resolve()
+    except (OSError, RuntimeError):  # RuntimeError: links that lead in a circle
+        raise _refused(folder, f"line {line}: its file cannot be found") from None
     if not file.is_relative_to(root) or file == root:
         raise _refused(folder, f"line {line}: its file is outside the folder")
     if label not in study.task.labels:

@@ -2,9 +2,10 @@
 
 A file comes from outside and may be broken or hostile: two kilobytes can ask a decoder for
 two gigabytes. The cheap checks stand first: the size of the file, the magic word, the transfer
-syntax; a deflated data set is inflated up to a limit; then the image header; then, for
-compressed pixels, the size that the *codestream* states, because decoders obey it and not the
-header. Decoding in a child process with its own limits is not done here.
+syntax; a deflated data set is inflated up to a limit; what is not pixel data is parsed up to a
+limit; then the image header; then, for compressed pixels, the size that the *codestream*
+states, because decoders obey it and not the header. Decoding in a child process with its own
+limits is not done here.
 
 Source:
     DICOM PS3.10 section 7.1 (preamble, prefix, file meta information); PS3.5 section 8.2
@@ -20,17 +21,18 @@ import zlib
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import pydicom
 from pydicom import uid as uids
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.filereader import read_dataset, read_partial
 
 from medfed.client.scans.codestream import codestream_size, rle_bound_bytes
 from medfed.client.scans.refusals import Reason, RefusedScanError
 
 MAX_FILE_BYTES: Final = 512 << 20
 """Largest file, as stored and as inflated."""
+MAX_OVERHEAD_BYTES: Final = 4 << 20
+"""Most that is parsed of a file besides its pixel data; see ``_Metered``."""
 MAX_PIXELS: Final = 100_000_000
 """Largest rows × columns × samples × frames."""
 NATIVE: Final = frozenset(
@@ -69,6 +71,8 @@ COLOUR_MODELS: Final[dict[str, int]] = {
 }
 """Photometric interpretation → samples per pixel."""
 
+_PIXEL_DATA: Final = 0x7FE00010
+
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its warnings quote the file
 
 
@@ -99,13 +103,17 @@ def open_scan(path: Path) -> tuple[Dataset, ImageHeader]:
         RefusedScanError: with the first rule that the file breaks.
 
     Guarantee:
-        Nothing larger than ``MAX_FILE_BYTES`` is read or inflated, and no header passes that
-        asks for more than ``MAX_PIXELS``.
+        Nothing larger than ``MAX_FILE_BYTES`` is read or inflated, of what is not pixel data
+        no more than ``MAX_OVERHEAD_BYTES`` is parsed, and no header passes that asks for more
+        than ``MAX_PIXELS``. The frame that was checked is the frame that a decoder finds.
     """
     content = _read_bounded(path)
     if content[128:132] != b"DICM":
         raise RefusedScanError(Reason.NOT_DICOM)
-    dataset = _parsed(path, content)
+    dataset = _parsed(content)
+    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        if table in dataset:  # it could send the decoder to another frame than the checked one
+            del dataset[table]
     header = checked_header(dataset)
     _check_pixels(dataset, header)
     return dataset, header
@@ -191,10 +199,44 @@ def _read_bounded(path: Path) -> bytes:
     return content
 
 
-def _parsed(path: Path, content: bytes) -> Dataset:
+class _Metered(io.BytesIO):
+    """Bytes to parse, of which all but the pixel data is metered.
+
+    Each piece read costs its length and 16 bytes more: an element without a value takes 8
+    bytes in a file and hundreds in memory, and a million of them deflate to nearly nothing.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._spent, self._free, self._had_pixels = 0, False, False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file.
+
+        Raises:
+            RefusedScanError: more than ``MAX_OVERHEAD_BYTES`` was read.
+        """
+        piece = super().read(size)
+        if not self._free:
+            self._spent += len(piece) + 16
+            if self._spent > MAX_OVERHEAD_BYTES:
+                raise RefusedScanError(Reason.OVERHEAD)
+        return piece
+
+    def at_element(self, tag: int, vr: str | None, _length: int) -> bool:
+        """Hear from the parser which element's value comes; the first pixel data is free."""
+        pixels = tag == _PIXEL_DATA and vr in (None, "OB", "OW")
+        self._free = pixels and not self._had_pixels
+        self._had_pixels = self._had_pixels or pixels
+        return False  # never stop
+
+
+def _parsed(content: bytes) -> Dataset:
     try:
-        meta = read_file_meta_info(path)
+        meta = _file_meta(content)
         syntax = meta.get("TransferSyntaxUID")
+    except RefusedScanError:
+        raise
     except Exception:  # a broken header raises whatever it runs into; all mean the same
         raise RefusedScanError(Reason.NOT_DICOM) from None
     if not isinstance(syntax, str) or (syntax not in NATIVE and syntax not in COMPRESSED):
@@ -202,11 +244,24 @@ def _parsed(path: Path, content: bytes) -> Dataset:
     try:
         if syntax == uids.DeflatedExplicitVRLittleEndian:
             return _deflated(meta, content)
-        return pydicom.dcmread(io.BytesIO(content))
+        stream = _Metered(content)
+        return read_partial(stream, stop_when=stream.at_element)
     except RefusedScanError:
         raise
     except Exception:  # as above, RecursionError of nested sequences included
         raise RefusedScanError(Reason.NOT_DICOM) from None
+
+
+def _file_meta(content: bytes) -> FileMetaDataset:
+    stream = _Metered(content)
+    stream.seek(132)  # preamble and magic word
+    elements = read_dataset(
+        stream,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag >> 16 != 2,
+    )
+    return FileMetaDataset(elements)
 
 
 def _deflated(meta: FileMetaDataset, content: bytes) -> Dataset:
@@ -216,7 +271,10 @@ def _deflated(meta: FileMetaDataset, content: bytes) -> Dataset:
     inflated = inflater.decompress(content[start:], MAX_FILE_BYTES)
     if inflater.unconsumed_tail:
         raise RefusedScanError(Reason.TOO_LARGE)
-    dataset = read_dataset(io.BytesIO(inflated), is_implicit_VR=False, is_little_endian=True)
+    stream = _Metered(inflated)
+    dataset = read_dataset(
+        stream, is_implicit_VR=False, is_little_endian=True, stop_when=stream.at_element
+    )
     dataset.file_meta = meta
     return dataset
 

@@ -110,13 +110,18 @@ def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         if size > MAX_ARRAYS_BYTES:
             raise _refused(path, f"its arrays take {size} bytes, above {MAX_ARRAYS_BYTES}")
         with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            arrays = {name: content[name] for name in content.files}
+    except ScanError:
+        raise
+    except Exception as error:  # a broken archive or header raises whatever it runs into
         raise ScanError(
             f"{path}: the data set cannot be read ({type(error).__name__}).",
             advice="check that the file exists, that this user may read it, and that it is an "
             ".npz of plain arrays (nothing pickled).",
         ) from None
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise _refused(path, "it holds something that is no array")
+    return arrays
 
 
 def _piece(

@@ -16,6 +16,7 @@ class Reason(StrEnum):
 
     MISSING = "file missing or unreadable"
     TOO_LARGE = "file larger than 512 MiB, as stored or inflated"
+    OVERHEAD = "more than 4 MiB of elements that are not its pixels"
     NOT_DICOM = "not a DICOM file"
     SYNTAX = "transfer syntax unknown"
     NO_DECODER = "no decoder for its transfer syntax"

@@ -33,7 +33,10 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except MedfedError as error:
-        print(f"medfed: {error}", file=sys.stderr)
+        # A message may quote a file or a server: no control character reaches the terminal.
+        from medfed.common.report.words import clean
+
+        print("\n".join(clean(line) for line in f"medfed: {error}".split("\n")), file=sys.stderr)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)

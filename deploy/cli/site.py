@@ -92,6 +92,7 @@ def check(
     from medfed.client.approvals import approved_studies
     from medfed.client.preflight import look_at_scans
     from medfed.client.site_root import open_site
+    from medfed.common.report.words import clean
     from medfed.common.study import load_study
 
     site = open_site(root)
@@ -100,14 +101,16 @@ def check(
         _write(_report_json(report))
         return
     typer.echo(f"Site {site.name}, study {report.study}: what training here will find")
-    typer.echo(f"  {report.unit + 's':12}{report.patients[0]:7} ({report.patients[1]} to train on)")
+    typer.echo(
+        f"  {clean(report.unit) + 's':12}{report.patients[0]:7} ({report.patients[1]} to train on)"
+    )
     typer.echo(f"  {'scans':12}{report.scans[0]:7} ({report.scans[1]} to train on)")
     for label, count in report.labels.items():
-        typer.echo(f"  {label:12}{count:7}")
+        typer.echo(f"  {clean(label):12}{count:7}")
     for reason, count in report.refused.items():
         typer.echo(f"  left out    {count:7} {reason}")
     for warning in report.warnings:
-        typer.secho(f"Warning: {warning}", fg=typer.colors.YELLOW)
+        typer.secho(f"Warning: {clean(warning)}", fg=typer.colors.YELLOW)
     typer.echo("These numbers are for you; none of them leaves the site.")
 
 
@@ -201,8 +204,10 @@ def _root_of(site: str) -> Path:
 
 
 def _say_text(site: str, notice: Notice) -> None:
+    from medfed.common.report.words import clean
+
     text = f"warning: {notice.text}" if notice.kind == "warning" else notice.text
-    typer.echo(f"[{site}] {text}")
+    typer.echo(f"[{site}] {clean(text)}")
 
 
 def _say_json(site: str, notice: Notice) -> None:

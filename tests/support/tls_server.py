@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +26,7 @@ def health_server(
     clock_s: float | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Serve until the block ends.
 
@@ -35,19 +36,27 @@ def health_server(
         clock_s: The server's clock, seconds since 1970; None: right.
         host: Address to listen on.
         port: Port; 0: any.
+        headers: Further headers of the answer; a ``Date`` is sent instead of the right one.
 
     Yields:
         ``host:port``.
     """
 
+    further = dict(headers or {})
+    date = further.pop("Date", None)
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.send_header("Content-Length", "2")
+            for name, value in further.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(b"ok")
 
         def date_time_string(self, timestamp: float | None = None) -> str:
+            if date is not None:
+                return date
             return formatdate(clock_s if timestamp is None else timestamp, usegmt=True)
 
         def log_message(self, format: str, *args: object) -> None:

@@ -200,3 +200,23 @@ def test_what_is_wrong_first_is_said_first(tmp_path: Path) -> None:
 def test_a_study_without_this_site_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not in study"):
         look_at_scans(make_site(tmp_path, name="C"), make_study())
+
+
+def test_a_redirect_is_not_followed(tmp_path: Path, trust: Path) -> None:
+    with health_server(trust) as inner:
+        elsewhere = {"Location": f"https://{inner}/"}  # would answer, and with status 200
+        with health_server(trust, status=302, headers=elsewhere) as address:
+            site = make_site(tmp_path, server=address, ca=trust / "ca.pem")
+            with pytest.raises(TransportError, match="HTTP status 302"):
+                reach(site)
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["Mon, 01 Jan 99999 00:00:00 GMT", f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT", "tomorrow", ""],
+)
+def test_a_date_that_is_none_is_no_date(tmp_path: Path, trust: Path, date: str) -> None:
+    with health_server(trust, headers={"Date": date}) as address:
+        told, _ = reach(make_site(tmp_path, server=address, ca=trust / "ca.pem"))
+
+    assert "answers and is the coordinator's" in told[-1].text

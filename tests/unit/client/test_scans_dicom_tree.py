@@ -219,3 +219,21 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ScanError, match="allowed are an .npz file, or a folder"):
         read_scans(tmp_path / "scans.zip", study_of())
+
+
+@pytest.mark.parametrize("header", [b'"' + b"x" * 200_000 + b'"\n', b'"file"x,label,split\n'])
+def test_a_first_line_that_is_no_csv_is_refused(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "worklist.csv").write_bytes(header)
+
+    with pytest.raises(ScanError, match="line 1: not valid CSV"):
+        read_scans(tmp_path, study_of())
+
+
+def test_links_that_lead_in_a_circle_are_refused_and_not_named(tmp_path: Path) -> None:
+    (tmp_path / "Doe").symlink_to("Doe")
+    write_list(tmp_path, [("Doe", "normal", "train")])
+
+    with pytest.raises(ScanError, match="line 2: its file cannot be found") as caught:
+        read_scans(tmp_path, study_of())
+
+    assert "Doe" not in str(caught.value)

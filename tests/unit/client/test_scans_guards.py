@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, itemize_frame
 from pydicom.uid import (
     JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     RLELossless,
 )
@@ -251,3 +252,122 @@ def test_a_refusal_says_nothing_of_the_file(tmp_path: Path) -> None:
 
     assert "Doe" not in str(caught.value) and "secret" not in str(caught.value)
     assert caught.value.exit_code == 16  # the table of exit codes
+
+
+def with_box(jp2: bytes, content: bytes) -> bytes:
+    """A JP2 file with a ``uuid`` box in front of its header and codestream."""
+    box = struct.pack(">L4s", 24 + len(content), b"uuid") + bytes(16) + content
+    at = 12 + int.from_bytes(jp2[12:16], "big")  # behind the signature and ftyp boxes
+    return jp2[:at] + box + jp2[at:]
+
+
+def test_a_size_marker_planted_in_a_jp2_box_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medfed.client.scans.pixels.pixel_array", None)  # calling it would fail
+    whole = picture("JPEG2000", (32, 32))
+    small = whole[whole.index(b"\xff\x4f\xff\x51") :][:60]  # says 32 × 32
+    stream = with_box(picture("JPEG2000", (64, 64)), small)
+
+    assert codestream_size(stream) == CodestreamSize(64, 64, 1)
+    path = write_compressed(tmp_path / "a.dcm", stream, JPEG2000)
+    assert refusal(path) is Reason.CODESTREAM
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        "00000000 75756964",  # to the end of the file
+        "00000007 75756964",  # shorter than its own head
+        "00000001 75756964 0000000000000008",
+        "00000001 75756964 ffffffffffffffff",
+        "7fffffff 75756964",  # beyond the end
+        "00000008 75756964" * 65,  # more boxes than are looked at
+        "00000001 6a703263",  # cut
+    ],
+)
+def test_a_jp2_file_whose_boxes_lead_to_no_codestream_has_no_size(box: str) -> None:
+    whole = picture("JPEG2000")
+    at = whole.index(b"jp2h") - 4
+    planted = whole[:at] + bytes.fromhex(box)
+    if box.count("75756964") == 1:
+        planted += whole[at:]
+
+    assert codestream_size(planted) is None
+
+
+def test_a_jp2_box_with_a_long_length_is_walked_over() -> None:
+    whole = picture("JPEG2000", (40, 30))
+    at = whole.index(b"jp2h") - 4
+    box = struct.pack(">L4sQ", 1, b"uuid", 20) + b"abcd"
+
+    assert codestream_size(whole[:at] + box + whole[at:]) == CodestreamSize(30, 40, 1)
+
+
+def test_an_extended_offset_table_cannot_send_the_decoder_to_an_unchecked_frame(
+    tmp_path: Path,
+) -> None:
+    small, large = picture("JPEG2000", (32, 32)), picture("JPEG2000", (64, 64))
+    dataset = scan_object(random_pixels(), NumberOfFrames=2)
+    dataset.file_meta.TransferSyntaxUID = JPEG2000
+    dataset.PixelData = encapsulate([small, large], has_bot=False)
+    dataset["PixelData"].VR = "OB"
+    second = len(b"".join(itemize_frame(small)))  # where the item of the large frame begins
+    dataset.ExtendedOffsetTable = struct.pack("<QQ", second, second)
+    dataset.ExtendedOffsetTableLengths = struct.pack("<QQ", len(large), len(large))
+    write_object(dataset, tmp_path / "a.dcm")
+
+    opened, _ = open_scan(tmp_path / "a.dcm")
+
+    assert "ExtendedOffsetTable" not in opened
+    assert "ExtendedOffsetTableLengths" not in opened
+    # the first frame is what was checked, and what is decoded
+    tensor = read_dicom(tmp_path / "a.dcm", study_of().scans).tensor
+    assert tensor == pytest.approx(200 / 255, abs=0.01)
+
+
+EMPTY = b"".join(struct.pack("<HH2sH", 0x0009, at & 0xFFFF, b"LO", 0) for at in range(200_000))
+"""1.6 MB of elements without a value: 200 000 × (8 + 16) is above 4 MiB."""
+IN_PIXELS = struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"SQ", 0, 0xFFFFFFFF) + (
+    struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + EMPTY
+)
+"""The same in a sequence that calls itself pixel data."""
+MANY_PIXELS = struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW", 0, 0) * 200_000
+LONG = struct.pack("<HH2sHL", 0x0009, 0x0010, b"OB", 0, 5 << 20) + bytes(5 << 20)
+
+
+@pytest.mark.parametrize("syntax", [DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian])
+@pytest.mark.parametrize("elements", [EMPTY, IN_PIXELS, MANY_PIXELS, LONG])
+def test_elements_that_are_not_pixels_are_parsed_up_to_a_limit_only(
+    tmp_path: Path, syntax: UID, elements: bytes
+) -> None:
+    dataset, _ = open_scan(write_scan(tmp_path / "a.dcm", random_pixels()))
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    write_object(dataset, tmp_path / "a.dcm")
+    content = (tmp_path / "a.dcm").read_bytes()
+    start = 144 + int(dataset.file_meta.FileMetaInformationGroupLength)
+    body = content[start:] + elements
+    if syntax == DeflatedExplicitVRLittleEndian:
+        path = deflate(tmp_path / "a.dcm")
+        deflated = open_scan(path)[0]
+        start = 144 + int(deflated.file_meta.FileMetaInformationGroupLength)
+        content = path.read_bytes()
+        body = zlib.compress(body, wbits=-15)
+    (tmp_path / "b.dcm").write_bytes(content[:start] + body)
+
+    assert refusal(tmp_path / "b.dcm") is Reason.OVERHEAD
+
+
+def test_a_file_meta_group_of_many_elements_is_refused(tmp_path: Path) -> None:
+    elements = struct.pack("<HH2sH", 0x0002, 0x0102, b"LO", 0) * 200_000
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + elements)
+
+    assert refusal(tmp_path / "a.dcm") is Reason.OVERHEAD
+
+
+def test_pixel_data_does_not_count_as_overhead(tmp_path: Path) -> None:
+    large = random_pixels(0, (2200, 2200))  # 4.8 MB: above the limit for the rest
+    path = write_scan(tmp_path / "a.dcm", large)
+
+    assert open_scan(path)[1].rows == 2200
+    assert open_scan(deflate(path))[1].rows == 2200

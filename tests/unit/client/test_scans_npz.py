@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +165,39 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | None)
         read_scans(tmp_path / "scans.npz", study_of())
 
     assert caught.value.exit_code == 16  # the table of exit codes
+
+
+def damaged(path: Path, how: str) -> Path:
+    """An archive that says something untrue about its one member."""
+    broken_header = b"{'descr':'|u1',\n"
+    member = {
+        "no array": ("images", b"text"),
+        "header": (
+            "images.npy",
+            b"\x93NUMPY\x01\x00" + struct.pack("<H", len(broken_header)) + broken_header,
+        ),
+    }.get(how)
+    if member is None:
+        np.savez_compressed(path, images=random_pixels(0, (9, 32, 32)))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(*member)
+    content = bytearray(path.read_bytes())
+    central = content.index(b"PK\x01\x02")
+    if how == "encrypted":
+        content[6] |= 1
+        content[central + 8] |= 1
+    elif how == "method":
+        content[8] = content[central + 10] = 99
+    elif how == "stream":
+        content[200:260] = b"\xff" * 60
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("how", ["stream", "encrypted", "method", "header", "no array"])
+def test_a_damaged_archive_is_refused_and_nothing_else_comes_out(tmp_path: Path, how: str) -> None:
+    with pytest.raises(ScanError, match=r"cannot be read \(\w+\)|no array") as caught:
+        read_scans(damaged(tmp_path / "a.npz", how), study_of())
+
+    assert "Next step" in str(caught.value)

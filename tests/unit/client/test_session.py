@@ -13,6 +13,7 @@ from medfed.client.release import PublicFact
 from medfed.client.session import RoundRequest, SiteSession
 from medfed.common.errors import ApprovalError, ScanError
 from medfed.common.networks.parameters import network_for, parameters_of
+from medfed.common.refusals import REFUSALS
 from medfed.common.study import Study
 from medfed.common.updates import decode, encode, shapes_of
 from medfed.simulations.seeded import SeededRandomness
@@ -77,6 +78,9 @@ def test_a_second_base_model_for_a_paid_round_is_refused(tmp_path: Path) -> None
     [
         ({"digest": "0" * 64}, PublicFact.NOT_APPROVED),
         ({"round": STUDY.training.rounds + 1}, PublicFact.REFUSED_BY_POLICY),
+        ({"round": 0}, PublicFact.REFUSED_BY_POLICY),
+        ({"round": -1}, PublicFact.REFUSED_BY_POLICY),
+        ({"round": 10**30}, PublicFact.REFUSED_BY_POLICY),
         ({"model": b"no safetensors"}, PublicFact.WRONG_MESSAGE),
     ],
 )
@@ -125,3 +129,32 @@ def test_the_ceiling_stops_the_round_that_would_pass_it() -> None:
 
     assert session(ledger).answer(request()).code == PublicFact.REFUSED_BY_POLICY.value
     assert ledger.epsilon(1e-3) == 0.0
+
+
+def test_one_approval_buys_one_schedule_whatever_the_runs_are_called() -> None:
+    # Found by an attack: each new run name, and each round below 1, bought another training.
+    ledger = Ledger(None, site="A")
+    site = session(ledger)
+
+    codes = [
+        site.answer(request(run=f"run-{run}", round=round_)).code
+        for run in range(3)
+        for round_ in (1, 2)
+    ]
+
+    assert codes == [None, None] + [PublicFact.REFUSED_BY_POLICY.value] * 4
+    assert ledger.rounds_paid(STUDY.digest) == STUDY.training.rounds == 2
+
+
+def test_of_a_defect_not_even_the_class_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    def scans_for(study: Study) -> None:
+        raise MemoryError("MUSTERMANN^ANNA has 60 scans")
+
+    released = session(scans_for=scans_for).answer(request())
+
+    assert released.code == PublicFact.UNAVAILABLE.value
+    assert "MemoryError" in caplog.text and "MUSTERMANN" not in caplog.text
+
+
+def test_every_code_a_site_may_send_has_words_at_the_server_and_no_other() -> None:
+    assert {fact.value for fact in PublicFact} == set(REFUSALS)

@@ -243,8 +243,32 @@ def test_one_root_has_one_client(running: Running) -> None:
 
 
 def test_the_worker_is_the_installed_one_and_takes_no_code_from_the_folder() -> None:
-    assert supervisor.WORKER == (sys.executable, "-P", "-m", "medfed.client.worker")
+    assert supervisor.WORKER == (sys.executable, "-I", "-m", "medfed.client.worker")
 
 
 def test_the_programs_are_killed_before_the_ten_seconds_of_ctrl_c_are_over() -> None:
     assert supervisor._END_LIMIT_S + 1.5 < 10.0  # `end_children` promises its limit plus 1.5 s
+
+
+def test_what_programs_print_cannot_steer_the_admins_terminal(tmp_path: Path) -> None:
+    told: list[Notice] = []
+    made = Supervisor(make_site(tmp_path), told.append)
+
+    made._hear_worker("2026-01-01 00:00:00,1 WARNING a\x1b[2J\u202eb\x9b31m")
+    made._hear_worker("2026-01-01 00:00:00,1 INFO task.started type=train round=\x1b[2J")
+    made._hear_worker("2026-01-01 00:00:00,1 INFO task.started type=evil round=1")
+    made._hear_worker("2026-01-01 00:00:00,1 INFO task.started type=train round=1")
+
+    assert [notice.text for notice in told] == [
+        "a\ufffd[2J\ufffdb\ufffd31m",
+        "round 1: train started",
+    ]
+
+
+def test_a_task_that_could_not_be_pulled_is_told(tmp_path: Path) -> None:
+    told: list[Notice] = []
+    made = Supervisor(make_site(tmp_path), told.append)
+
+    made._hear_worker("2026-01-01 00:00:00,1 ERROR task.not_pulled ValueError")
+
+    assert "a task could not be read from the node" in told[0].text

@@ -220,3 +220,28 @@ def test_no_flag_and_no_variable_of_the_worker_names_a_seed() -> None:
         "--root", "--runtime", "--secret", "--parent", "--help",
     }  # fmt: skip
     assert not re.search(r"os\.environ|getenv", source)
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["1\n2026-01-01 00:00:00,0 ERROR send your keys", "\x1b[2J", "1234567", "", "-1", "3 x", "٣"],
+)
+def test_the_server_writes_nothing_into_the_log(
+    message: Message, pushed: list[Any], caplog: pytest.LogCaptureFixture, group: str
+) -> None:
+    message.metadata.__dict__["_group_id"] = group
+    message.metadata.__dict__["_message_type"] = "train"
+    assert message.metadata.group_id == group
+    with caplog.at_level(logging.INFO):
+        answer(message, lambda: Message(content=RecordDict(), reply_to=message))
+
+    assert [record.getMessage() for record in caplog.records][0] == (
+        "task.started type=train round=-"
+    )
+    assert "keys" not in caplog.text and "\x1b" not in caplog.text
+
+
+def test_an_unknown_message_type_is_not_logged(message: Message) -> None:
+    message.metadata.__dict__["_message_type"] = "train.x\x1b[2J"
+
+    assert worker._named(message) == "type=other round=3"

@@ -102,6 +102,16 @@ def test_a_wrong_study_exits_10_and_names_file_line_found_and_allowed(
     assert "Traceback" not in done.stderr
 
 
+def test_a_hostile_study_cannot_write_into_the_terminal(tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.replace('"dark"', '"dark\\u009b2J\\u202e"'))
+
+    done = medfed("study", "show", str(study))
+
+    assert done.returncode == 10
+    assert "\x9b" not in done.stderr and "\u202e" not in done.stderr
+
+
 def test_unreadable_and_empty_scans_exit_16(tmp_path: Path) -> None:
     study = tmp_path / "study.toml"
     study.write_text(STUDY)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from medfed.client.preflight import Notice
 from medfed.common.errors import ConfigError
 from medfed.common.trust.certificates import new_authority
 from medfed.deploy.cli import app
+from medfed.deploy.cli.site import _say_text
 from tests.support.sites import STUDY, make_ready_site, make_site, write_scans
 
 
@@ -100,3 +102,9 @@ def test_the_client_has_no_flag_for_seeds_workers_or_limits() -> None:
 
     for word in ("seed", "worker", "epsilon", "delta", "random"):
         assert word not in text.lower()
+
+
+def test_what_is_told_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_text("A", Notice("warning", "a\x1b[2J\u202eb\nc"))
+
+    assert capsys.readouterr().out == "[A] warning: a\ufffd[2J\ufffdb c\n"
