@@ -72,8 +72,8 @@ class BudgetExceededError(PrivacyError):
             f"site {site!r}: the next round would raise the privacy loss from "
             f"epsilon={spent:.3f} to epsilon={needed:.3f} (delta={delta:.0e}), "
             f"above the agreed limit epsilon={limit:.3f}. Nothing was released.",
-            advice="end the study here, or have the data board approve a new limit "
-            "and write it into site.toml.",
+            advice="end the study here, or have the data board approve a new limit, write it "
+            "into site.toml and start `medfed client` again.",
         )
 
 

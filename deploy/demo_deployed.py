@@ -174,7 +174,8 @@ def _report(
     with clock.phase("testing"):
         result = (run / "result.json").read_bytes()
         history = history_of(result)
-        rows = site_rows(study, source.own, history, Models(model, alone), "auto")
+        tests = {name: source.test_of(scans) for name, scans in source.own.items()}
+        rows = site_rows(study, source.own, tests, history, Models(model, alone), "auto")
         device = pick_device("auto")
         pooled = figure_with_interval(
             Judge(study, source.test, device).score(model), positive=study.task.positive_index

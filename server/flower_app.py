@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,12 @@ def main(grid: Grid, context: Context) -> None:
     run = str(context.run_config["medfed-run"])
     folder = Path(root) / "runs" / run
     study = study_from_canonical((folder / "study.json").read_bytes())
-    nodes = json.loads((Path(root) / "sites" / "nodes.json").read_text())
-    run_deployed(grid, study, run=run, node_of=nodes, folder=folder, journal_at=Path(root))
+    enrolled = Path(root) / "sites" / "nodes.json"  # read anew: a site may be enrolled later
+
+    def node_of() -> dict[str, int]:
+        return dict(json.loads(enrolled.read_text(encoding="utf-8")))
+
+    run_deployed(grid, study, run=run, node_of=node_of, folder=folder, journal_at=Path(root))
 
 
 def run_deployed(
@@ -56,7 +60,7 @@ def run_deployed(
     study: Study,
     *,
     run: str,
-    node_of: Mapping[str, int],
+    node_of: Callable[[], Mapping[str, int]],
     folder: Path,
     journal_at: Path,
 ) -> RunResult:
@@ -66,7 +70,7 @@ def run_deployed(
         grid: Flower's grid.
         study: The study.
         run: The run's name.
-        node_of: Site -> Flower node id, as registered with the site's public key.
+        node_of: Gives site -> Flower node id, as registered with the site's public key, now.
         folder: The run's folder.
         journal_at: The server's data root.
     """
@@ -154,28 +158,31 @@ class GridLink:
         grid: Flower's grid, or one that behaves like it.
         study: The study.
         run: The run's name.
-        node_of: Site -> Flower node id.
+        node_of: Gives site -> Flower node id, of the sites that are enrolled now.
     """
 
-    def __init__(self, grid: Grid, study: Study, run: str, node_of: Mapping[str, int]) -> None:
+    def __init__(
+        self, grid: Grid, study: Study, run: str, node_of: Callable[[], Mapping[str, int]]
+    ) -> None:
         self._grid, self._study, self._run = grid, study, run
-        self._node_of = {site.name: node_of.get(site.name) for site in study.site}
+        self._node_of = node_of
         self._waiting_for: dict[str, str] = {}
 
     def present(self) -> frozenset[str]:
         """The study's sites whose node is connected."""
-        online = set(self._grid.get_node_ids())
-        return frozenset(site for site, node in self._node_of.items() if node in online)
+        online, nodes = set(self._grid.get_node_ids()), self._node_of()
+        return frozenset(s.name for s in self._study.site if nodes.get(s.name) in online)
 
     def ask(self, round_: int, sites: tuple[str, ...], model: bytes, deadline_s: float) -> None:
         """Send a round's global model."""
+        nodes = self._node_of()
         weights = ArrayRecord({"bytes": Array(np.frombuffer(model, dtype=np.uint8))})
         config = ConfigRecord({"digest": self._study.digest, "run": self._run, "round": round_})
         messages = [
             Message(
                 content=RecordDict({"round": config, "model": weights}),
                 message_type=MessageType.TRAIN,
-                dst_node_id=self._node(site),
+                dst_node_id=nodes[site],
                 group_id=str(round_),
                 ttl=deadline_s + 60.0,
             )
@@ -195,15 +202,6 @@ class GridLink:
                 del self._waiting_for[message_id]
                 return _unreadable(site) if not replies else _answer(site, replies[0])
         return None
-
-    def _node(self, site: str) -> int:
-        node = self._node_of[site]
-        if node is None:
-            raise ConfigError(
-                f"site {site!r} is not enrolled at this server.",
-                advice="enrol its public key: `medfed enrol approve`.",
-            )
-        return node
 
 
 def _answer(site: str, reply: Message) -> Answer:

@@ -147,9 +147,13 @@ class SuperLink:
         self._flwr("supernode", "unregister", str(node), "hub")
 
     def nodes(self) -> dict[int, str]:
-        """Give the state (``registered``, ``online``, ``offline``) of every node, by id."""
+        """Give the state (``registered``, ``online``, ``offline``) of every node, by id.
+
+        Flower goes on listing a node whose registration was taken back; it is left out here.
+        """
         answer = self._flwr("supernode", "list", "hub")
-        return {int(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+        states = {int(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+        return {node: state for node, state in states.items() if state != "unregistered"}
 
     def start_run(self, bundle: Path, run: str) -> int:
         """Start a Flower run of a bundle; returns Flower's run id.

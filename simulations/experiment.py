@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medfed.client.scans.scanset import TEST, ScanSet
+from medfed.client.scans.scanset import ScanSet
+from medfed.common.errors import ConfigError
 from medfed.common.exact_metrics import figure, figure_with_interval
 from medfed.common.files import write_atomically
 from medfed.common.networks.build import describe_device, pick_device
 from medfed.common.privacy.accounting import NEIGHBOURS
 from medfed.common.privacy.mechanism import epsilon_after
 from medfed.common.report.content import Interval, RunReport, SiteRow
+from medfed.common.report.words import epsilon_text
 from medfed.common.study import Site, Study
 from medfed.common.updates import Parameters, encode
 from medfed.server.rounds import RoundRecord, headline
@@ -64,7 +66,13 @@ def run_experiment(
         title: What the report is called.
         progress: Told about every round.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: the results cannot be written there ({error.strerror}).",
+            advice="choose a folder with --out.",
+        ) from error
     device = pick_device(plan.execution.device)
     clock = Stopwatch()
     with clock.phase("preparing the test"):
@@ -96,7 +104,8 @@ def run_experiment(
     with clock.phase("testing at each site"):
         models = Models(result.model, alone)
         history = result.state.history
-        rows = site_rows(study, first_sites, history, models, plan.execution.device)
+        tests = {name: source.test_of(scans) for name, scans in first_sites.items()}
+        rows = site_rows(study, first_sites, tests, history, models, plan.execution.device)
     return RunReport(
         title=title,
         headline=headline(result.state),
@@ -150,6 +159,7 @@ class Models:
 def site_rows(
     study: Study,
     site_scans: Mapping[str, ScanSet],
+    tests: Mapping[str, ScanSet],
     history: Sequence[RoundRecord],
     models: Models,
     device: str,
@@ -159,12 +169,13 @@ def site_rows(
     Args:
         study: The study.
         site_scans: Site -> all its scans.
+        tests: Site -> the scans to test on there.
         history: What became of each round.
-        models: What to test on each site's test patients.
+        models: What to test.
         device: Where to compute.
     """
     return tuple(
-        _site_row(study, site, site_scans[site.name], history, models, device)
+        _site_row(study, site, site_scans[site.name], tests[site.name], history, models, device)
         for site in study.site
     )
 
@@ -173,13 +184,14 @@ def _site_row(
     study: Study,
     site: Site,
     scans: ScanSet,
+    test: ScanSet,
     history: Sequence[RoundRecord],
     models: Models,
     device: str,
 ) -> SiteRow:
     done = sum(site.name in record.accepted for record in history)
     reasons = {r.missing[site.name] for r in history if site.name in r.missing}
-    shared, alone = _tested_at(study, site, scans.part_of(TEST), models, device)
+    shared, alone = _tested_at(study, site, test, models, device)
     return SiteRow(
         site=site.name,
         patients=scans.patients,
@@ -257,10 +269,11 @@ def privacy_statement(study: Study, unit: str) -> str:
     privacy = study.privacy
     if not study.private:
         return 'Trained without privacy (privacy.mode = "none"): the model may remember scans.'
-    epsilons = {epsilon_after(study, site, study.training.rounds) for site in study.site}
+    rounds = study.training.rounds
+    worst = epsilon_text(max(epsilon_after(study, site, rounds) for site in study.site))
     return (
-        f"For every {unit}, the released updates of all {study.training.rounds} rounds are "
-        f"differentially private with epsilon {max(epsilons):.2f} at delta {privacy.delta:g} "
+        f"For every {unit}, the released updates of all {rounds} rounds are "
+        f"differentially private with epsilon {worst} at delta {privacy.delta:g} "
         f"({NEIGHBOURS.replace('patient', unit)}), against anyone who sees them, the server "
         "included."
     )
@@ -275,6 +288,8 @@ def source_notes(source: Source) -> Iterator[str]:
         )
     elif source.unit != "patient":
         yield f"The privacy unit is the group named {source.unit!r} in the data set."
+    if source.pooled is not None:
+        yield "One data set was dealt to the sites: all are tested on its common test scans."
     if source.refused:
         yield f"{source.refused} files could not be read as scans and were left out."
 

@@ -71,7 +71,7 @@ def simulate(
     }
     grid = InProcessGrid(apps, workers=execution.workers)
     try:
-        link = GridLink(grid, study, "simulation", grid.node_of)
+        link = GridLink(grid, study, "simulation", lambda: grid.node_of)
         return StudyRun(
             study,
             link,

@@ -40,6 +40,10 @@ class Source:
         sets = [self.pooled] if self.pooled is not None else list(self.own.values())
         return sum(sum(scans.refused.values()) for scans in sets)
 
+    def test_of(self, scans: ScanSet) -> ScanSet:
+        """The scans to test on at a site: its own test patients, or the pooled ones if dealt."""
+        return self.test if self.pooled is not None else scans.part_of(TEST)
+
     def for_sites(self, study: Study, *, partition: str, seed: int) -> dict[str, ScanSet]:
         """Give each site its scans.
 

@@ -47,9 +47,11 @@ def register(app: typer.Typer) -> None:
 def server(
     root: Annotated[Path, typer.Option(help="The server's data root.")] = Path("medfed-server"),
     host: Annotated[str, typer.Option(help="Address to listen on for the sites.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on for the sites.")] = 8443,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port to listen on for the sites.")
+    ] = 8443,
     control_port: Annotated[
-        int, typer.Option(help="Port of the control service, on 127.0.0.1.")
+        int, typer.Option(min=1, max=65535, help="Port of the control service, on 127.0.0.1.")
     ] = 8444,
     name: Annotated[
         list[str] | None,
@@ -59,7 +61,9 @@ def server(
 ) -> None:
     """Run the server until Ctrl-C. Its data root is made at the first start.
 
-    Example: medfed server --root /srv/medfed --host 0.0.0.0 --name hub.example
+    Keep --host on loopback: Flower's control interface answers on the same port, without login.
+
+    Example: medfed server --root /srv/medfed
     """
     end, received = threading.Event(), list[int]()
 
@@ -119,9 +123,15 @@ def approve(
 
     Example: medfed enrol approve A.pub --access /srv/medfed/coordinator
     """
+    from medfed.common.errors import ConfigError
     from medfed.common.trust.keys import read_public_key
 
     name = site or public_key.stem
+    if site is None and name == "node_key":
+        raise ConfigError(
+            f"{public_key}: the file's name does not say which site it is of.",
+            advice="give --site NAME, as the studies list it, or rename the file to NAME.pub.",
+        )
     key = read_public_key(public_key)
     with _server(access) as client:
         mark, was_enrolled = client.enrol(name, key, replace=replace)

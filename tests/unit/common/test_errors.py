@@ -61,8 +61,8 @@ def test_a_ceiling_says_who_what_was_found_what_is_allowed_and_what_to_do() -> N
     assert str(error) == (
         "site 'A': the next round would raise the privacy loss from epsilon=7.910 to "
         "epsilon=8.040 (delta=1e-05), above the agreed limit epsilon=8.000. Nothing was "
-        "released.\n  Next step: end the study here, or have the data board approve a new limit "
-        "and write it into site.toml."
+        "released.\n  Next step: end the study here, or have the data board approve a new limit, "
+        "write it into site.toml and start `medfed client` again."
     )
     assert (error.site, error.spent, error.needed, error.limit, error.delta) == (
         "A",

@@ -140,6 +140,22 @@ def test_simulate_prints_its_figures_last_and_writes_model_and_page(tmp_path: Pa
     assert "never to be released" in (written / "report.html").read_text()
 
 
+def test_results_that_cannot_be_written_exit_10(tmp_path: Path) -> None:
+    study, scans = tmp_path / "study.toml", write_scans(tmp_path / "scans.npz")
+    study.write_text(STUDY)
+
+    done = medfed("simulate", str(study), "--data", str(scans), "--out", str(scans))
+
+    assert done.returncode == 10 and "--out" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_key_without_a_sites_name_is_not_enrolled_under_its_file_name(tmp_path: Path) -> None:
+    # Found by a stranger: `enrol approve site-A/keys/node_key.pub` enrolled a site "node_key".
+    done = medfed("enrol", "approve", str(tmp_path / "node_key.pub"))
+
+    assert done.returncode == 10 and "--site NAME" in done.stderr
+
+
 def test_json_output_is_json(tmp_path: Path) -> None:
     study, scans = tmp_path / "study.toml", write_scans(tmp_path / "scans.npz")
     study.write_text(STUDY)

@@ -45,7 +45,7 @@ def study() -> Study:
 
 def run_with(answer: Content) -> RunResult:
     grid = InProcessGrid({"A": app(unchanged), "B": app(answer)})
-    return StudyRun(study(), GridLink(grid, study(), "run-1", grid.node_of)).run()
+    return StudyRun(study(), GridLink(grid, study(), "run-1", lambda: grid.node_of)).run()
 
 
 def broken_array(**fields: object) -> RecordDict:
@@ -92,3 +92,16 @@ def test_what_became_of_a_run_is_read_back_as_written() -> None:
 
     assert history_of(written) == result.state.history
     assert outcome_of(written) == "incomplete"
+
+
+def test_a_site_that_is_enrolled_after_the_launch_takes_part() -> None:
+    # Found by a stranger: the list of enrolled sites was read once, at the start.
+    grid = InProcessGrid({"A": app(unchanged), "B": app(unchanged)})
+    enrolled = {"A": grid.node_of["A"]}
+    link = GridLink(grid, study(), "run-1", lambda: enrolled)
+    assert link.present() == {"A"}
+
+    enrolled["B"] = grid.node_of["B"]
+
+    assert link.present() == {"A", "B"}
+    assert StudyRun(study(), link).run().state.outcome == "finished"

@@ -148,6 +148,7 @@ def test_the_report_of_an_experiment_tells_everything(tmp_path: Path) -> None:
     assert (
         sum(row.patients for row in report.sites) + open_source(scans, study).test.patients == 120
     )
+    assert all(row.auroc is not None and row.alone is not None for row in report.sites)
     assert "patient" in report.privacy_statement and "add-or-remove" in report.privacy_statement
 
 
