@@ -17,7 +17,7 @@ from medfed.common.errors import ConfigError
 from medfed.common.report.content import RunReport
 from medfed.common.study import Study, parse_study
 
-PATIENTS_PER_SITE = 150
+PATIENTS_PER_SITE = 250
 
 Progress = Callable[[str, int, int], None]
 
