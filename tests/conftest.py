@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: small tensors
+
+# A script's background job starts with SIGINT ignored, and so would the programs that tests
+# interrupt: a handler here makes them start with the default again.
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _skipped: list[str] = []
 
