@@ -13,22 +13,19 @@ message can widen what stands in it. Folders are 0700 and files 0600.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import secrets
 import shutil
 import stat
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, Field
 
 from medfed.common.errors import ConfigError
+from medfed.common.strict_toml import StrictTable, read_strict
 from medfed.common.study import SiteName
 from medfed.common.trust.certificates import read_authority
 from medfed.common.trust.keys import new_node_key
@@ -53,27 +50,21 @@ def _check_absolute(value: str) -> str:
 Address = Annotated[str, AfterValidator(_check_address)]
 
 
-class _Strict(BaseModel):
-    """A frozen table without unknown keys, wrong types, infinities or NaN."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ServerSettings(_Strict):
+class ServerSettings(StrictTable):
     """Where the coordinator's server is."""
 
     address: Address
     """``host:port``."""
 
 
-class ScanSettings(_Strict):
+class ScanSettings(StrictTable):
     """Where the scans are."""
 
     folder: Annotated[str, AfterValidator(_check_absolute)]
     """Absolute path: a folder of DICOM files with a worklist, or one ``.npz`` file."""
 
 
-class Policy(_Strict):
+class Policy(StrictTable):
     """What this site allows a study to do. Neither limit has a default."""
 
     epsilon_limit: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
@@ -85,7 +76,7 @@ class Policy(_Strict):
     """Whether a study without differential privacy may be approved at all."""
 
 
-class SiteSettings(_Strict):
+class SiteSettings(StrictTable):
     """``site.toml``, checked. Known to the site only."""
 
     site: SiteName
@@ -239,19 +230,7 @@ def parse_site(text: str, *, source: str = "site.toml") -> SiteSettings:
         >>> parse_site(text).policy.epsilon_limit, parse_site(text).policy.delta_limit
         (8.0, None)
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{source}: not valid TOML: {error}.", advice="correct that line and try again."
-        ) from error
-    try:
-        return SiteSettings.model_validate_json(json.dumps(document, default=str))
-    except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_explain(detail, text, source) for detail in error.errors()),
-            advice=f"correct {source} and try again.",
-        ) from error
+    return read_strict(text, SiteSettings, source=source, next_step=" and try again.")
 
 
 def _site_toml(name: str, server: str, scans: Path) -> str:
@@ -292,29 +271,3 @@ def _check_secret(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     return error.strerror or "" if isinstance(error, OSError) else type(error).__name__
-
-
-def _explain(detail: ErrorDetails, text: str, source: str) -> str:
-    """One validation error as: file, line, key, what was found, what is allowed."""
-    path = [str(part) for part in detail["loc"]]
-    lines = enumerate(text.splitlines(), start=1)
-    found = [n for n, line in lines if re.match(rf"\s*{re.escape(path[-1])}\s*=", line)]
-    where = f"{source}{f', line {found[0]}' if found else ''}: {'.'.join(path)}"
-    if detail["type"] == "missing":
-        return f"{where}: missing; it has no default."
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key. {_allowed_keys(path)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: found {json.dumps(detail['input'], default=str)[:80]}. {message}."
-
-
-def _allowed_keys(path: list[str]) -> str:
-    tables: Mapping[str, type[BaseModel]] = {
-        "server": ServerSettings,
-        "scans": ScanSettings,
-        "policy": Policy,
-    }
-    table = tables[path[0]] if len(path) > 1 else SiteSettings
-    close = difflib.get_close_matches(path[-1], list(table.model_fields), n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Allowed here: {', '.join(table.model_fields)}."

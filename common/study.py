@@ -12,20 +12,17 @@ This module imports neither torch nor flwr.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
 from medfed.common.errors import ConfigError
 from medfed.common.networks.names import check_network
+from medfed.common.strict_toml import StrictTable, read_strict
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -35,15 +32,7 @@ ArrayName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
 
-class _Strict(BaseModel):
-    """A frozen table without unknown keys, wrong types, infinities or NaN."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=False
-    )
-
-
-class About(_Strict):
+class About(StrictTable):
     """What the study is, for the people who approve it."""
 
     name: Name
@@ -51,7 +40,7 @@ class About(_Strict):
     serial: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
-class Task(_Strict):
+class Task(StrictTable):
     """What the model decides."""
 
     labels: Annotated[tuple[Label, ...], Field(min_length=2, max_length=1000)]
@@ -77,7 +66,7 @@ class Task(_Strict):
         return 1 if self.positive is None else self.labels.index(self.positive)
 
 
-class Scans(_Strict):
+class Scans(StrictTable):
     """How a scan becomes a tensor. The same at every site; no constant comes from private data."""
 
     size: Annotated[tuple[int, int], Field()]
@@ -105,7 +94,7 @@ class Scans(_Strict):
         return self
 
 
-class Split(_Strict):
+class Split(StrictTable):
     """Which patients train, which validate and which test: by patient, without a stored list."""
 
     rule: Literal["given", "hash"]
@@ -160,13 +149,13 @@ def _repeated(names: Sequence[str]) -> str:
     return repr(next(name for name in names if names.count(name) > 1))
 
 
-class NetworkChoice(_Strict):
+class NetworkChoice(StrictTable):
     """Which network of the registry."""
 
     name: str
 
 
-class Training(_Strict):
+class Training(StrictTable):
     """The schedule at a site and over the rounds; fixed before the first round."""
 
     rounds: Annotated[int, Field(ge=1, le=100_000)]
@@ -195,7 +184,7 @@ class Training(_Strict):
         return self
 
 
-class Privacy(_Strict):
+class Privacy(StrictTable):
     """The privacy mechanism. No limit has a default; ``mode = "none"`` must be written out."""
 
     mode: Literal["dp-sgd", "none"]
@@ -233,7 +222,7 @@ class Privacy(_Strict):
         return self
 
 
-class Strategy(_Strict):
+class Strategy(StrictTable):
     """How the server makes the next global model from the updates."""
 
     name: Literal["fed_avg"] = "fed_avg"
@@ -245,21 +234,21 @@ class Strategy(_Strict):
     """Above 0: the released model is the exponential moving average of the global models."""
 
 
-class Cohort(_Strict):
+class Cohort(StrictTable):
     """How many sites a round needs, and how long it waits for them."""
 
     quorum: Annotated[int, Field(ge=1)]
     round_deadline_s: Annotated[float, Field(gt=0.0, le=7 * 86400.0)] = 3600.0
 
 
-class Site(_Strict):
+class Site(StrictTable):
     """One hospital. Its numbers are declared, rounded and public; they are never counted."""
 
     name: SiteName
     declared_patients: Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
-class Study(_Strict):
+class Study(StrictTable):
     """One study, checked. Every field is public."""
 
     study: About
@@ -370,23 +359,12 @@ def parse_study(text: str, *, source: str = "study") -> Study:
     Raises:
         ConfigError: as ``load_study``.
     """
-    try:
-        document = tomllib.loads(text)
-        # JSON mode is the strict one that still takes an array for a tuple. A date becomes what
-        # no key takes: as text it would pass for a string.
-        plain = json.dumps(document, default=lambda date: {"date": str(date)})
-    except (ValueError, RecursionError) as error:  # also numbers too long, tables too deep
-        raise ConfigError(
-            f"{source}: not valid TOML: {error}.", advice="correct that line and try again."
-        ) from error
-    try:
-        study = Study.model_validate_json(plain)
-    except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_explain(detail, text, source) for detail in error.errors()),
-            advice=f"correct {'it' if error.error_count() == 1 else 'them'} in {source}; "
-            "`medfed study new` writes a file with every key explained.",
-        ) from error
+    study = read_strict(
+        text,
+        Study,
+        source=source,
+        next_step="; `medfed study new` writes a file with every key explained.",
+    )
     _check_network_fits(study, source)
     return study
 
@@ -426,76 +404,6 @@ def _check_network_fits(study: Study, source: str) -> None:
         )
     except ConfigError as error:
         raise ConfigError(f"{source}: network.name: {error.args[0]}", advice=error.advice) from None
-
-
-def _explain(detail: ErrorDetails, text: str, source: str) -> str:
-    """One validation error as: file, line, key, what was found, what is allowed."""
-    path = tuple(str(part) for part in detail["loc"])
-    key = ".".join(path) or "the file as a whole"
-    line = _line_of(path, text)
-    where = f"{source}, line {line}: {key}" if line else f"{source}: {key}"
-    kind, message = detail["type"], detail["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        return f"{where}: unknown key. {_allowed_keys(path)}"
-    if kind == "missing":
-        return f"{where}: missing; it has no default."
-    if kind == "value_error":
-        return f"{where}: {message}."
-    return f"{where}: found {_shown(detail['input'])}. {message}."
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _allowed_keys(path: tuple[str, ...]) -> str:
-    table: type[BaseModel] = Study
-    for part in path[:-1]:
-        if part.isdigit():
-            continue
-        table = _TABLES[part]
-    keys = list(table.model_fields)
-    close = difflib.get_close_matches(path[-1], keys, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Allowed here: {', '.join(keys)}."
-
-
-_TABLES: dict[str, type[BaseModel]] = {
-    "study": About,
-    "task": Task,
-    "scans": Scans,
-    "split": Split,
-    "network": NetworkChoice,
-    "training": Training,
-    "privacy": Privacy,
-    "strategy": Strategy,
-    "cohort": Cohort,
-    "site": Site,
-}
-
-
-def _line_of(path: tuple[str, ...], text: str) -> int | None:
-    """The line that names a key (or its table), for messages; None when it is not found."""
-    if not path:
-        return None
-    table_line, in_table, seen = None, len(path) == 1, -1  # a lone key stands above the tables
-    wanted = int(path[1]) if len(path) > 1 and path[1].isdigit() else 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*(\[\[?)\s*([A-Za-z0-9_]+)\s*\]", line)
-        if header:
-            same = header.group(2) == path[0]
-            seen += same and header.group(1) == "[["
-            in_table = same and (header.group(1) == "[" or seen == wanted)
-            table_line = number if in_table else table_line
-        elif in_table and re.match(rf"\s*{re.escape(_key_in(path))}\s*=", line):
-            return number
-    return table_line
-
-
-def _key_in(path: tuple[str, ...]) -> str:
-    """The name of the key inside its table: the first part that is no table and no index."""
-    return next((part for part in path[1:] if not part.isdigit()), path[0])
 
 
 def steps_per_round(study: Study, site: Site) -> int:
