@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medfed.client.scans.scanset import ScanSet
@@ -89,7 +89,7 @@ def run_experiment(
             progress(f"seed {seed}", round_, study.training.rounds)
 
         with clock.phase("training"):
-            result = simulate(study, sites, _with_seed(plan, seed), on_model=on_model)
+            result = simulate(study, sites, replace(plan.execution, seed=seed), on_model=on_model)
         runs.append((seed, result, _figure(study, judge, result.model)))
         if first:
             first_sites = sites
@@ -244,15 +244,11 @@ def models_alone(
         result = simulate(
             lone,
             {site.name: site_scans[site.name]},
-            _with_seed(plan, plan.seeds[0]),
+            replace(plan.execution, seed=plan.seeds[0]),
             on_model=on_model,
         )
         models[site.name] = result.model
     return models
-
-
-def _with_seed(plan: Plan, seed: int) -> Execution:
-    return Execution(seed, plan.execution.workers, plan.execution.device)
 
 
 def _figure(study: Study, judge: Judge, model: Parameters) -> float:

@@ -5,26 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medfed.deploy.cli.output import Format, FormatOption
+
 if TYPE_CHECKING:
     from medfed.server.control_client import ControlClient
     from medfed.server.journal import RunStatus
 
-
-class Format(StrEnum):
-    """How a command writes its report."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-_Format = Annotated[Format, typer.Option("--format", help="text for people, json for programs.")]
 _Access = Annotated[
     Path,
     typer.Option(
@@ -57,7 +49,7 @@ def server(
         list[str] | None,
         typer.Option(help="Further host name or address by which sites reach it; repeatable."),
     ] = None,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Run the server until Ctrl-C. Its data root is made at the first start.
 
@@ -117,7 +109,7 @@ def approve(
     ] = None,
     replace: Annotated[bool, typer.Option(help="Throw out another key of this site.")] = False,
     access: _Access = _ACCESS,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Let a site in by its public key. Compare the fingerprint with the site by phone.
 
@@ -145,7 +137,7 @@ def launch(
     study: Annotated[Path, typer.Argument(help="The study file.")],
     access: _Access = _ACCESS,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the rounds.")] = False,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Start a study's rounds on the server and follow them. Ending this does not end them.
 
@@ -171,7 +163,7 @@ def launch(
         _follow(client, run, format)
 
 
-def status(run: _Run = "", access: _Access = _ACCESS, format: _Format = Format.TEXT) -> None:
+def status(run: _Run = "", access: _Access = _ACCESS, format: FormatOption = Format.TEXT) -> None:
     """Say where a run stands and what each site is doing.
 
     Example: medfed status --access /srv/medfed/coordinator --format json
@@ -180,7 +172,7 @@ def status(run: _Run = "", access: _Access = _ACCESS, format: _Format = Format.T
         _show(client.status(run), format)
 
 
-def watch(run: _Run = "", access: _Access = _ACCESS, format: _Format = Format.TEXT) -> None:
+def watch(run: _Run = "", access: _Access = _ACCESS, format: FormatOption = Format.TEXT) -> None:
     """Follow a run until it ends. The exit code is the run's.
 
     Example: medfed watch --access /srv/medfed/coordinator
@@ -189,7 +181,7 @@ def watch(run: _Run = "", access: _Access = _ACCESS, format: _Format = Format.TE
         _follow(client, run, format)
 
 
-def stop(run: _Run = "", access: _Access = _ACCESS, format: _Format = Format.TEXT) -> None:
+def stop(run: _Run = "", access: _Access = _ACCESS, format: FormatOption = Format.TEXT) -> None:
     """Stop a run after what it is doing; the last good model is kept.
 
     Example: medfed stop pneumonia-1a2b3c4d-1 --access /srv/medfed/coordinator

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfed.deploy.cli.output import Format, FormatOption
+
 if TYPE_CHECKING:
     from medfed.common.report.content import RunReport
 
-
-class Format(StrEnum):
-    """How a command writes its report."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-_Format = Annotated[Format, typer.Option("--format", help="text for people, json for programs.")]
 
 study_app = typer.Typer(help="Write and read study files.", no_args_is_help=True)
 
@@ -41,7 +33,7 @@ def demo(
         bool, typer.Option("--deploy", help="With a server and a client process per hospital.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Makes other patients.")] = 0,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Three synthetic hospitals train one model on DICOM files, end to end.
 
@@ -72,7 +64,7 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option(help="Where model and report go. Default: medfed-results/STUDY.")
     ] = None,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Run a study with many sites on this machine, through the real server and client code.
 
@@ -167,7 +159,7 @@ def new(
 @study_app.command()
 def show(
     path: Annotated[Path, typer.Argument(help="The study file.")],
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Check a study file and say what it means for a patient of each site.
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medfed.deploy.cli.output import Format, FormatOption
+
 if TYPE_CHECKING:
     from medfed.client.preflight import Notice, ScanReport
 
-
-class Format(StrEnum):
-    """How a command writes its report."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-_Format = Annotated[Format, typer.Option("--format", help="text for people, json for programs.")]
 _Root = Annotated[Path, typer.Option("--root", help="The site's data root.")]
 _RootOfSite = Annotated[
     Path | None,
@@ -45,7 +37,7 @@ def init(
     server: Annotated[str, typer.Option(help="host:port of the coordinator's server.")],
     ca: Annotated[Path, typer.Option(help="The server's ca.pem, sent by the coordinator.")],
     root: _RootOfSite = None,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Make a site: its folder, its keys and its site.toml.
 
@@ -83,7 +75,7 @@ def check(
     study: Annotated[
         Path | None, typer.Option(help="A study file. Default: the study approved last.")
     ] = None,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Read the scans as a study would, and say what it would find. Nothing leaves the site.
 
@@ -132,7 +124,7 @@ def _report_json(report: ScanReport) -> dict[str, Any]:
 def approve(
     study: Annotated[Path, typer.Argument(help="The study file, as the coordinator sent it.")],
     root: _Root,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Approve a study: hold it against this site's limits, and remember exactly what was read.
 
@@ -175,7 +167,7 @@ def client(
         float,
         typer.Option(help="How long to try to reach the server at first, in seconds.", min=0.0),
     ] = 60.0,
-    format: _Format = Format.TEXT,
+    format: FormatOption = Format.TEXT,
 ) -> None:
     """Join the server and train in its rounds, until stopped with Ctrl-C.
 

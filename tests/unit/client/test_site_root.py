@@ -125,3 +125,12 @@ def test_a_missing_key_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="the key cannot be read"):
         open_site(site.folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("site = 2026-11-20", r"line 1: site: found"), (f"site = {'9' * 5000}", "not valid TOML")],
+)
+def test_a_date_is_no_text_and_a_number_too_long_no_traceback(line: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_site(line)
