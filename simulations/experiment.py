@@ -6,6 +6,7 @@ simulate`` and the tests say the same.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,17 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medfed.client.scans.scanset import ScanSet
+import numpy as np
+
+from medfed.client.scans.scanset import TRAIN, ScanSet
 from medfed.common.errors import ConfigError
 from medfed.common.exact_metrics import figure, figure_with_interval
 from medfed.common.files import write_atomically
 from medfed.common.networks.build import describe_device, pick_device
-from medfed.common.privacy.accounting import NEIGHBOURS
-from medfed.common.privacy.mechanism import epsilon_after
+from medfed.common.privacy.accounting import NEIGHBOURS, Spend
+from medfed.common.privacy.image_level import patient_epsilon
+from medfed.common.privacy.mechanism import epsilon_after, mechanism_for
 from medfed.common.report.content import Interval, RunReport, SiteRow
 from medfed.common.report.words import epsilon_text
 from medfed.common.study import Site, Study
 from medfed.common.updates import Parameters, encode
+from medfed.server.result import evaluations_of
 from medfed.server.rounds import RoundRecord, headline
 from medfed.server.run_study import RunResult
 from medfed.simulations.evaluate import Judge
@@ -122,7 +127,8 @@ def run_experiment(
         model_path=str(out / "model.safetensors"),
         pooled=pooled,
         curve=tuple(curve),
-        notes=tuple(source_notes(source)),
+        evaluations=evaluations_of(study, result),
+        notes=tuple(source_notes(study, source, first_sites)),
         seconds=clock.seconds,
         seeds=tuple((seed, value) for seed, _, value in runs) if len(runs) > 1 else (),
     )
@@ -135,12 +141,24 @@ def figures(report: RunReport) -> dict[str, float]:
         ``{"pneumonia_auroc_spread": 0.002, "pneumonia_auroc": 0.964}``
     """
     name = f"{report.study_name}_{report.metric}"
+    noised = _noised_figures(report)
     if not report.seeds:
-        return {} if report.pooled is None else {name: report.pooled.value}
+        return noised if report.pooled is None else {**noised, name: report.pooled.value}
     values = [value for _, value in report.seeds]
     each = {f"{name}_seed_{seed}": value for seed, value in report.seeds}
     spread = {f"{name}_spread": max(values) - min(values)}
-    return {**each, **spread, name: statistics.fmean(values)}
+    return {**noised, **each, **spread, name: statistics.fmean(values)}
+
+
+def _noised_figures(report: RunReport) -> dict[str, float]:
+    """What the sites' noised histograms of the test patients say of the first run's model."""
+    return {
+        f"{report.study_name}_{figure.name}": figure.interval.value
+        for evaluation in report.evaluations
+        if evaluation.part == "test"
+        for figure in evaluation.figures
+        if figure.interval is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -275,8 +293,14 @@ def privacy_statement(study: Study, unit: str) -> str:
     )
 
 
-def source_notes(source: Source) -> Iterator[str]:
-    """What a reader must know about the scans."""
+def source_notes(study: Study, source: Source, site_scans: Mapping[str, ScanSet]) -> Iterator[str]:
+    """What a reader must know about the scans.
+
+    Args:
+        study: The study.
+        source: The scans of the simulation.
+        site_scans: Site -> all its scans, as it trained on them.
+    """
     if source.unit == "image":
         yield (
             "This data set has no patient ids: the privacy unit is the image, so that a patient "
@@ -284,10 +308,56 @@ def source_notes(source: Source) -> Iterator[str]:
         )
     elif source.unit != "patient":
         yield f"The privacy unit is the group named {source.unit!r} in the data set."
+    if study.private:
+        yield from _image_level_note(study, source.unit, site_scans)
     if source.pooled is not None:
         yield "One data set was dealt to the sites: all are tested on its common test scans."
     if source.refused:
         yield f"{source.refused} files could not be read as scans and were left out."
+
+
+_MOST_IMAGES = 1000
+
+
+def _image_level_note(study: Study, unit: str, site_scans: Mapping[str, ScanSet]) -> Iterator[str]:
+    """Say what an image-level claim would have hidden, of the patient with the most scans.
+
+    What is compared is the usual way to train on the same scans: every image is sampled by a
+    coin of its own and clipped by itself, with this site's sampling rate, noise and steps. It
+    would state the same epsilon, as that of an image. *All* training scans of the patient count
+    there: such a program knows no patients, so nothing holds it to ``scans_per_patient``. That
+    cap is ours, and even with it other scans of the patient enter the next step.
+    """
+    site, images = _most_scans(study, site_scans)
+    if images < 2:
+        return
+    mechanism = mechanism_for(study, site)
+    spend = Spend(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps)
+    stated = epsilon_after(study, site, study.training.rounds)
+    hidden = patient_epsilon(spend, mechanism.delta, min(images, _MOST_IMAGES))
+    least = "at least " if images > _MOST_IMAGES else ""
+    yield (
+        f"One {unit} here has {images} scans and is protected as one: clipping each image by "
+        f"itself, with the same noise, would have stated the same epsilon {epsilon_text(stated)} "
+        f"and given that {unit} "
+        + (f"epsilon {least}{epsilon_text(hidden)}." if math.isfinite(hidden) else "no bound.")
+    )
+
+
+def _most_scans(study: Study, site_scans: Mapping[str, ScanSet]) -> tuple[Site, int]:
+    """The site where one patient has the most training scans, and their number.
+
+    Exact counts, which a simulation may see. Among equal counts, the site whose patients spend
+    the most.
+    """
+
+    def rank(site: Site) -> tuple[int, float]:
+        scans = site_scans[site.name]
+        counts = np.bincount(scans.patient[scans.part == TRAIN], minlength=1)
+        return int(counts.max()), epsilon_after(study, site, study.training.rounds)
+
+    site = max(study.site, key=rank)
+    return site, rank(site)[0]
 
 
 class Stopwatch:

@@ -15,7 +15,7 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from medfed.common.errors import ConfigError
 
 NEIGHBOURS = "add-or-remove one patient"
 """The neighbouring relation of every epsilon in medfed."""
+
+Kind = tuple[float, float]
+"""Noise multiplier and sampling rate of a step."""
 
 _STEPS_PER_SIGMA = 1000
 _SMALLEST_SEARCHED, _LARGEST_SEARCHED = 200, 10_000_000  # noise multipliers 0.2 and 10,000
@@ -68,29 +71,44 @@ def composed_epsilon(
         >>> round(composed_epsilon([half, half], 1e-4), 2)
         4.0
     """
-    if not 0.0 < delta < 1.0:
-        raise ValueError(f"delta must be in (0, 1), got {delta!r}")
-    steps: dict[tuple[float, float], int] = {}
-    for spend in spends:
-        _check(spend)
-        if spend.steps:
-            kind = (spend.noise_multiplier, spend.sampling_rate)
-            steps[kind] = steps.get(kind, 0) + spend.steps
+    check_delta(delta)
+    steps = steps_by_kind(spends)
     if not steps:
         return 0.0
-    if min(steps)[0] < _WEAKEST_NOISE or sum(steps.values()) > _MOST_STEPS:
+    if beyond_floating_point(steps):
         return math.inf
     grid = _interval_for(steps) if interval is None else interval
-    first, *others = (_composed(_one_step(*kind, grid), steps[kind]) for kind in sorted(steps))
+    first, *others = (compose_equal(_one_step(*kind, grid), steps[kind]) for kind in sorted(steps))
     for other in others:
         first = first.compose(other)
     return float(first.get_epsilon_for_delta(delta))
 
 
-def _check(spend: Spend) -> None:
-    sigma, rate, steps = spend
-    if not (math.isfinite(sigma) and sigma > 0.0 and 0.0 < rate <= 1.0 and steps >= 0):
-        raise ValueError(f"not a run of Poisson-sampled Gaussian steps: {spend}")
+def check_delta(delta: float) -> None:
+    """Raise a ``ValueError`` unless ``delta`` is in (0, 1)."""
+    if not 0.0 < delta < 1.0:
+        raise ValueError(f"delta must be in (0, 1), got {delta!r}")
+
+
+def steps_by_kind(spends: Sequence[Spend]) -> dict[Kind, int]:
+    """Count the steps of each (noise multiplier, sampling rate); kinds without a step are left out.
+
+    Raises:
+        ValueError: a spend is no run of Poisson-sampled Gaussian steps.
+    """
+    steps: dict[Kind, int] = {}
+    for spend in spends:
+        sigma, rate, count = spend
+        if not (math.isfinite(sigma) and sigma > 0.0 and 0.0 < rate <= 1.0 and count >= 0):
+            raise ValueError(f"not a run of Poisson-sampled Gaussian steps: {spend}")
+        if count:
+            steps[sigma, rate] = steps.get((sigma, rate), 0) + count
+    return steps
+
+
+def beyond_floating_point(steps: Mapping[Kind, int]) -> bool:
+    """Tell whether an epsilon of these steps, >= 1 in all, cannot be computed: it is infinite."""
+    return min(steps)[0] < _WEAKEST_NOISE or sum(steps.values()) > _MOST_STEPS
 
 
 @lru_cache(maxsize=64)
@@ -110,32 +128,37 @@ def _one_step(noise_multiplier: float, sampling_rate: float, interval: float) ->
     )
 
 
-def _composed(step: Any, count: int) -> Any:
-    """Compose equal steps, in blocks: beyond a block the library's time grows with the count."""
+def compose_equal(step: Any, count: int) -> Any:
+    """Compose equal steps, in blocks: beyond a block the library's time grows with the count.
+
+    Args:
+        step: A ``PrivacyLossDistribution`` of ``dp_accounting.pld``.
+        count: Of steps, >= 1.
+    """
     if count <= _BLOCK_STEPS:
         return step.self_compose(count)
     blocks, rest = divmod(count, _BLOCK_STEPS)
-    whole = _composed(step.self_compose(_BLOCK_STEPS), blocks)
+    whole = compose_equal(step.self_compose(_BLOCK_STEPS), blocks)
     return whole.compose(step.self_compose(rest)) if rest else whole
 
 
-def _interval_for(steps: dict[tuple[float, float], int]) -> float:
+def _interval_for(steps: Mapping[Kind, int]) -> float:
     """Choose the grid: 3 % of a step's typical loss, but not too many points for any step.
 
     A power of two, so that a coarse grid's points lie on the finer ones; at most 8, above which
     the library overflows.
     """
     fine = min(0.03 * rate / sigma for sigma, rate in steps)
-    few_points = max(_largest_loss(sigma, rate) / 50_000 for sigma, rate in steps)
+    few_points = max(largest_loss(sigma, rate) / 50_000 for sigma, rate in steps)
     short_sum = max(
-        20.0 * math.sqrt(count) * min(_largest_loss(sigma, rate), _spread(sigma, rate)) / 1e6
+        20.0 * math.sqrt(count) * min(largest_loss(sigma, rate), _spread(sigma, rate)) / 1e6
         for (sigma, rate), count in steps.items()
     )
     wanted = min(8.0, max(fine, few_points, short_sum, 1e-8))
     return float(2.0 ** math.floor(math.log2(wanted)))
 
 
-def _largest_loss(sigma: float, rate: float) -> float:
+def largest_loss(sigma: float, rate: float) -> float:
     """The loss of one step at a noise of ten standard deviations: ``log(1 + q (e^u - 1))``."""
     unsampled = 0.5 / sigma**2 + 10.0 / sigma
     if unsampled > 50.0:  # e^u would swamp the 1
