@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from medfed.client.scans.patients import PseudonymKey
 from medfed.client.scans.read import read_scans
-from medfed.client.scans.scanset import ScanSet
-from medfed.client.site_root import Policy, SiteRoot
+from medfed.client.scans.scanset import TEST, TRAIN, VALIDATION, Part, ScanSet
+from medfed.client.site_root import Policy, SiteRoot, open_ledger
 from medfed.common.errors import ApprovalError, ConfigError, ScanError
-from medfed.common.privacy.mechanism import study_epsilon
+from medfed.common.privacy.mechanism import dearest_epsilon
+from medfed.common.privacy.terms import Purpose, terms_of
 from medfed.common.study import Study, study_from_canonical
 from medfed.common.trust.private_files import write_private
 
 
 @dataclass(frozen=True)
 class Approval:
-    """A study that a site approved, and what it may cost. Public numbers only.
+    """A study that a site approved, and what it may cost.
 
     Attributes:
         study: The study's name.
@@ -39,15 +41,23 @@ class Approval:
     epsilon: float
     delta: float | None
     file: Path
+    eligible: tuple[int, int] = field(repr=False)
+    """Training patients who can afford the study, and all. Private: for the admin."""
 
 
 def approve(site: SiteRoot, study: Study) -> Approval:
     """Hold a study against the site's policy and store the approval.
 
+    The whole schedule is set aside in the ledger for every patient who can afford it beside
+    the studies approved before. Whoever cannot takes no part, now and later; so do patients
+    who come after the approval. Neither shows in what the server sees.
+
     Raises:
         ConfigError: the study does not list the site, or the admin has not yet written the
             limits into ``site.toml``.
         ApprovalError: the study asks for more than the site's policy allows.
+        ScanError: as ``scans_of_patients``.
+        LedgerError: the ledger cannot be trusted or written.
 
     Guarantee:
         Nothing is stored unless every limit holds. Approving twice changes nothing.
@@ -55,11 +65,39 @@ def approve(site: SiteRoot, study: Study) -> Approval:
     member = study.site_named(site.name)
     source = str(site.folder / "site.toml")
     _check_limits_are_written(site.settings.policy, study, source)
-    epsilon = study_epsilon(study, member)
+    epsilon = dearest_epsilon(study, member)
     check_policy(site.settings.policy, study, epsilon, source=source)
+    patients = patients_by_part(scans_of_patients(site, study))
+    ledger = open_ledger(site)
+    try:
+        given = ledger.approve(study.digest, study.name, terms_of(study, member), patients)
+    finally:
+        ledger.close()
     file = _file_of(site, study.digest)
     write_private(file, study.canonical(), replace=True)
-    return Approval(study.name, study.digest, epsilon, study.privacy.delta, file)
+    eligible = (len(given.members.get("train") or ()), len(patients["train"]))
+    return Approval(study.name, study.digest, epsilon, study.privacy.delta, file, eligible)
+
+
+def withdraw(site: SiteRoot, digest: str) -> None:
+    """End a study at this site: no more of it is released. What was spent stays spent.
+
+    Raises:
+        ApprovalError: the study is not approved here.
+        LedgerError: the ledger cannot be trusted or written.
+    """
+    ledger = open_ledger(site)
+    try:
+        ledger.withdraw(digest, "the site's admin withdrew")
+    finally:
+        ledger.close()
+    _file_of(site, digest).unlink(missing_ok=True)
+
+
+def patients_by_part(scans: ScanSet) -> dict[Purpose, frozenset[bytes]]:
+    """The pseudonyms of the patients of each part. Private."""
+    parts: dict[Purpose, Part] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+    return {name: frozenset(scans.part_of(part).pseudonyms) for name, part in parts.items()}
 
 
 def check_policy(policy: Policy, study: Study, epsilon: float, *, source: str) -> None:
@@ -80,9 +118,11 @@ def check_policy(policy: Policy, study: Study, epsilon: float, *, source: str) -
                 study, 'it trains without privacy (privacy.mode = "none")', source, "dp-sgd only"
             )
         return
-    limit, delta = policy.epsilon_limit, study.privacy.delta
-    if limit is None or not epsilon <= limit:
-        raise _refused(study, f"it costs epsilon = {epsilon:.3f}", source, f"epsilon_limit {limit}")
+    delta = study.privacy.delta
+    for key in ("epsilon_limit", "study_epsilon_limit"):
+        limit = getattr(policy, key)
+        if (limit is None and key == "epsilon_limit") or (limit and not epsilon <= limit):
+            raise _refused(study, f"it costs epsilon = {epsilon:.3f}", source, f"{key} {limit}")
     limit = policy.delta_limit
     if limit is None or delta is None or not delta <= limit:
         raise _refused(study, f"its delta is {delta}", source, f"delta_limit {limit}")
@@ -122,7 +162,9 @@ def scans_of_patients(site: SiteRoot, study: Study) -> ScanSet:
         ScanError: as ``read_scans``; or the study protects patients, and scans carry no
             patient id, so that only single images would be protected.
     """
-    scans = read_scans(site.scans, study)
+    _check_patient_array(site, study)
+    pseudonymise = PseudonymKey(site.pseudonym_key)
+    scans = read_scans(site.scans, study, pseudonymise=pseudonymise)
     if study.private and scans.unit == "image":
         raise ScanError(
             f"site {site.name!r}: study {study.name!r} protects patients, and not every scan in "
@@ -131,6 +173,21 @@ def scans_of_patients(site: SiteRoot, study: Study) -> ScanSet:
             "which scans belong together and name it in the study (scans.group_key).",
         )
     return scans
+
+
+def _check_patient_array(site: SiteRoot, study: Study) -> None:
+    """Let the site say who its patients are: a study with another array would count them anew."""
+    named, asked = site.settings.scans.patient_array, study.scans.group_key
+    if not study.private or site.scans.suffix.lower() != ".npz" or asked is None:
+        return
+    if named != asked:
+        found = "does not say which array" if named is None else f"says that array {named!r}"
+        raise ScanError(
+            f"site {site.name!r}: study {study.name!r} takes patients from array {asked!r} of "
+            f"{site.scans}, and site.toml {found} tells patients apart.",
+            advice=f'if {asked!r} does, write patient_array = "{asked}" into site.toml, [scans], '
+            "once and for all; else refuse the study: it would protect something else.",
+        )
 
 
 def approved_studies(site: SiteRoot) -> list[Study]:

@@ -18,16 +18,15 @@ from medfed.client.approvals import (
     check_policy,
     scans_of_patients,
 )
-from medfed.client.ledger import Ledger
 from medfed.client.noise import SecretRandomness
 from medfed.client.release import Released
 from medfed.client.session import RoundRequest, SiteSession
-from medfed.client.site_root import open_site
-from medfed.common.errors import TrustError
-from medfed.common.privacy.mechanism import study_epsilon
+from medfed.client.site_root import open_ledger, open_site
+from medfed.common.errors import TrustError, UpdateRejectedError
+from medfed.common.privacy.mechanism import dearest_epsilon
+from medfed.common.privacy.terms import PURPOSES, Purpose
 from medfed.common.study import Study
-
-_NEXT_TO_NOTHING = 1e-9
+from medfed.common.trust.ledger_head import Head
 
 app = ClientApp()
 
@@ -57,11 +56,15 @@ def build_app(session: SiteSession) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         return Message(reply_content(session, message.content), reply_to=message)
 
+    @site_app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(reply_content(session, message.content), reply_to=message)
+
     return site_app
 
 
 def reply_content(session: SiteSession, content: RecordDict) -> RecordDict:
-    """Answer the content of a train message.
+    """Answer the content of a train or an evaluate message.
 
     Args:
         session: The site.
@@ -73,6 +76,8 @@ def reply_content(session: SiteSession, content: RecordDict) -> RecordDict:
         run=str(config["run"]),
         round=int(str(config["round"])),
         model=model["bytes"].numpy().tobytes(),
+        purpose=_purpose_in(config),
+        known=_known_head(content),
     )
     return _record(session.answer(request))
 
@@ -81,7 +86,29 @@ def _record(released: Released) -> RecordDict:
     if released.payload is None:
         return RecordDict({"fact": ConfigRecord({"code": str(released.code)})})
     data = np.frombuffer(released.payload, dtype=np.uint8)
-    return RecordDict({"update": ArrayRecord({"bytes": Array(data)})})
+    records = RecordDict({"release": ArrayRecord({"bytes": Array(data)})})
+    if released.head is not None:
+        records["head"] = ConfigRecord(released.head._asdict())
+    return records
+
+
+def _purpose_in(config: ConfigRecord) -> Purpose:
+    asked = str(config["purpose"])
+    for purpose in PURPOSES:
+        if purpose == asked:
+            return purpose
+    raise UpdateRejectedError(
+        f"the server asks for {asked[:20]!r}; allowed: {', '.join(PURPOSES)}.",
+        advice="use the same medfed version on both sides.",
+    )
+
+
+def _known_head(content: RecordDict) -> Head | None:
+    """The head of this site's ledger that the server remembers, if it remembers one."""
+    if "head" not in content.config_records:
+        return None
+    head = content.config_records["head"]
+    return Head(int(str(head["sequence"])), str(head["hash"]), str(head["signature"]))
 
 
 def permitted_study(root: Path, digest: str) -> Study:
@@ -92,7 +119,7 @@ def permitted_study(root: Path, digest: str) -> Study:
     """
     site = open_site(root)
     study = approved_study(site, digest)
-    epsilon = study_epsilon(study, study.site_named(site.name))
+    epsilon = dearest_epsilon(study, study.site_named(site.name))
     check_policy(site.settings.policy, study, epsilon, source=f"{root}/site.toml")
     return study
 
@@ -109,21 +136,15 @@ def open_session(root: Path) -> SiteSession:
 
     Raises:
         ConfigError: the root is not a site's.
+        LedgerError: its ledger cannot be trusted.
     """
     site = open_site(root)
-    policy = site.settings.policy
     session = SiteSession(
         site=site.name,
         study_for=lambda digest: permitted_study(root, digest),
         scans_for=lambda study: scans_of_patients(site, study),
         randomness_for=lambda key: SecretRandomness(),
-        ledger=Ledger(
-            site.ledger,
-            site=site.name,
-            # Unwritten: `check_policy` lets nothing private through; so next to nothing is.
-            epsilon_limit=policy.epsilon_limit or _NEXT_TO_NOTHING,
-            delta_limit=policy.delta_limit or _NEXT_TO_NOTHING,
-        ),
+        ledger=open_ledger(site),
     )
     session.warm(approved_studies(site)[0])
     return session

@@ -1,64 +1,60 @@
-"""What this hospital's patients have spent, and the bytes that were paid for.
+"""What this hospital's patients have spent, what was promised of it, and the bytes paid for.
 
-One SQLite file per site. A round is keyed by (study digest, run, round, base model) and goes
-through ``reserve`` -> train -> ``commit``; spend and released bytes enter in one transaction,
-*before* the bytes may leave. Entries are appended, never changed. So after any crash:
+One file per site, for all studies and all federations. Entries are appended, chained by hash
+and signed by the site (``ledger_file.py``), so that none can be changed later. They are
 
-* committed: the same bytes may be sent again, for free; another training is refused;
-* reserved only: nothing left the site; the reservation is voided and the round starts anew.
+    open      the site, and a check value of its pseudonym key
+    approve   a study: its whole schedule is set aside for every *eligible* patient
+    reserve   a round begins; nothing has left the site
+    commit    spend and released bytes, in one transaction, *before* the bytes may leave
+    void      a reservation that came to nothing; three of one round withdraw the site
+    withdraw  no more of a study
+    exclude   patients who take part in nothing any more; what they spent stays
 
-The ceiling of ``site.toml`` holds over all studies together, composed by PLD.
+A round is keyed by (study digest, run, round, base model, purpose). So after any crash: what was
+committed may be sent again, for free, and is never trained again; what was only reserved has
+not left, is voided, and starts anew. Eligible is who can afford the whole schedule beside all
+that is set aside already; whoever cannot takes no part, silently, from the approval on, and so
+the server sees the same whoever the patients are.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import sqlite3
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from medfed.common.errors import BudgetExceededError, LedgerError, PrivacyError
-from medfed.common.privacy.accounting import Spend, composed_epsilon
-from medfed.common.privacy.mechanism import Mechanism
+from medfed.client.exposure import (
+    NO_CEILING,
+    Ceiling,
+    Exposure,
+    Pseudonym,
+    affordable,
+    exposures,
+    groups,
+)
+from medfed.client.ledger_file import Entry, LedgerFile
+from medfed.client.ledger_state import Approval, LedgerState, RoundKey, packed
+from medfed.client.witness import Witness
+from medfed.common.errors import (
+    ApprovalError,
+    LedgerError,
+    LedgerMismatchError,
+    MedfedError,
+    PrivacyError,
+    TrustError,
+)
+from medfed.common.privacy.accounting import Spend
+from medfed.common.privacy.terms import Purpose, Term, Terms
+from medfed.common.trust.ledger_head import Head, HeadSigner
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entry (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL CHECK (kind IN ('reserve', 'commit', 'void')),
-    digest TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, base TEXT NOT NULL,
-    noise_multiplier REAL, sampling_rate REAL, steps INTEGER,
-    payload BLOB, payload_sha256 TEXT, time REAL NOT NULL
-);
-CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entry
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entry
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE INDEX IF NOT EXISTS of_round ON entry (digest, run, round);
-CREATE UNIQUE INDEX IF NOT EXISTS paid_once ON entry (digest, run, round) WHERE kind = 'commit';
-"""
+__all__ = ["Approval", "Ledger", "Receipt", "RoundKey"]
 
-
-@dataclass(frozen=True)
-class RoundKey:
-    """Names one training of one site: what a payment is for. Public.
-
-    Attributes:
-        digest: Digest of the study.
-        run: The run's name at the server.
-        round: Counted from 1.
-        base: Fingerprint of the global model that was trained from.
-    """
-
-    digest: str
-    run: str
-    round: int
-    base: str
+VOIDS_BEFORE_WITHDRAWAL = 3
+_KEPT_PAYLOADS = 3
 
 
 @dataclass(frozen=True)
@@ -66,282 +62,552 @@ class Receipt:
     """Proof that bytes were paid for.
 
     Attributes:
-        sequence: The ledger entry, counted from 1.
-        payload_sha256: Digest of the bytes it covers.
+        entry: Head of the ledger at the commit that covers them.
+        payload_sha256: Digest of the bytes.
     """
 
-    sequence: int
+    entry: Head
     payload_sha256: str
 
 
 class Ledger:
-    """The durable record of one site's spends and releases. For threads and processes to share.
+    """The durable record of one site's promises, spends and releases.
 
     Args:
-        path: The SQLite file, or None for one in memory that forgets released bytes (simulation).
+        file: The entries.
         site: The site's name, for messages.
-        epsilon_limit: Ceiling per patient over all studies, at ``delta_limit``; infinity: none.
-        delta_limit: The delta of the ceiling, in (0, 1).
+        ceiling: Gives what a patient may lose over all studies together, as it is now.
+        witness: The second place that knows the head; None: none (simulation).
 
     Raises:
-        LedgerError: the file cannot be opened or is no ledger. Every method raises it too, when
-            the disk is full, the file is damaged, or another process holds it for 30 s.
-        ValueError: a limit outside its range.
+        LedgerError: the ledger is not the one that the witness saw last. Every method raises
+            it too, as ``LedgerFile`` does.
     """
 
     def __init__(
         self,
-        path: Path | None,
+        file: LedgerFile,
         *,
         site: str,
-        epsilon_limit: float = math.inf,
-        delta_limit: float = 1e-5,
+        ceiling: Callable[[], Ceiling] = lambda: NO_CEILING,
+        witness: Witness | None = None,
     ) -> None:
-        if not (epsilon_limit > 0.0 and 0.0 < delta_limit < 1.0):
-            raise ValueError(f"no ceiling: epsilon {epsilon_limit!r} at delta {delta_limit!r}")
-        self._site, self._limit, self._delta = site, epsilon_limit, delta_limit
-        self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(
-                path or ":memory:", isolation_level=None, timeout=30.0, check_same_thread=False
-            )
-        except sqlite3.Error as error:
-            raise self._cannot_open(path, error) from error
-        try:
-            if path is not None:
-                path.chmod(0o600)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
-        except (sqlite3.Error, OSError) as error:
-            self._db.close()
-            raise self._cannot_open(path, error) from error
+        self._file, self._site, self._ceiling, self._witness = file, site, ceiling, witness
+        self._state = LedgerState(file.read_set)
+        if witness is not None:
+            self._check_against_witness(witness)
+        with self._reading():
+            pass  # a patient set that is gone is found now
 
-    def _cannot_open(self, path: Path | None, error: Exception) -> LedgerError:
-        return LedgerError(
-            f"site {self._site!r}: the ledger {path} cannot be opened ({type(error).__name__}).",
-            advice="restore the newest copy of the ledger; never start with an empty one.",
-        )
+    @classmethod
+    def in_memory(cls, site: str, *, ceiling: Ceiling = NO_CEILING) -> Ledger:
+        """A ledger for a simulation: unsigned, and gone with the process."""
+        return cls(LedgerFile(None, None, site=site), site=site, ceiling=lambda: ceiling)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        signer: HeadSigner,
+        witness: Witness,
+        *,
+        site: str,
+        pseudonym_check: str,
+        ceiling: Callable[[], Ceiling],
+    ) -> Ledger:
+        """Open a site's ledger.
+
+        Args:
+            path: The file; must exist.
+            signer: With the site's node key.
+            witness: See the class.
+            site: The site's name.
+            pseudonym_check: Check value of the pseudonym key that is there now.
+            ceiling: See the class.
+
+        Raises:
+            LedgerError: missing, altered, behind, or begun with another pseudonym key.
+        """
+        file = LedgerFile(path, signer, site=site)
+        if not file.entries or file.entries[0].body.get("pseudonym_check") != pseudonym_check:
+            file.close()
+            raise LedgerError(
+                f"site {site!r}: keys/pseudonym.key is not the key that this ledger began with; "
+                "its patients would be taken for others, who have spent nothing.",
+                advice="restore keys/pseudonym.key from a backup of the site's folder.",
+            )
+        try:
+            return cls(file, site=site, ceiling=ceiling, witness=witness)
+        except MedfedError:
+            file.close()
+            raise
+
+    @staticmethod
+    def create(path: Path, signer: HeadSigner, *, site: str, pseudonym_check: str) -> None:
+        """Make the ledger of a new site."""
+        first = {"kind": "open", "site": site, "format": 1, "pseudonym_check": pseudonym_check}
+        LedgerFile.create(path, signer, {**first, "time": time.time()}, site=site).close()
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            self._db.close()
+        self._file.close()
 
+    # ---- approvals and patients ------------------------------------------------------------------
+    def approve(
+        self,
+        digest: str,
+        study: str,
+        terms: Terms,
+        patients: Mapping[Purpose, Collection[Pseudonym]] | None,
+    ) -> Approval:
+        """Set a study's whole schedule aside for every patient who can afford it.
+
+        Args:
+            digest: Of the study.
+            study: Its name.
+            terms: What it may cost.
+            patients: Purpose -> the patients it would be made from; None: everyone, unnamed
+                (simulation).
+
+        Returns:
+            The approval; one that stands already is given again, unchanged.
+
+        Raises:
+            PrivacyError: the whole schedule was paid for before the study was withdrawn.
+        """
+        with self._writing():
+            standing = self._state.standing(digest)
+            if standing is not None:
+                return standing
+            rest = {
+                purpose: term._replace(releases=left)
+                for purpose, term in terms.items()
+                if (left := term.releases - self._state.paid_in_all(digest, purpose)) > 0
+            }
+            if not rest:
+                raise self._nothing_left(digest)
+            written = {
+                purpose: {
+                    "cost": term.cost and list(term.cost),
+                    "releases": term.releases,
+                    "patients": None
+                    if patients is None
+                    else self._stored(terms[purpose], digest, patients.get(purpose, ())),
+                }
+                for purpose, term in rest.items()
+            }
+            body = {"kind": "approve", "digest": digest, "study": study, "terms": written}
+            approval = self._state.approvals[self._append(body).sequence]
+        return approval
+
+    def who_can_afford(
+        self, digest: str, terms: Terms, patients: Mapping[Purpose, Collection[Pseudonym]]
+    ) -> dict[Purpose, frozenset[Pseudonym]]:
+        """Who of some patients could take part in a study. Private."""
+        with self._reading():
+            return {
+                purpose: self._affording(term, digest, patients.get(purpose, ()))
+                for purpose, term in terms.items()
+            }
+
+    def approval(self, digest: str) -> Approval | None:
+        """The approval of a study that stands now."""
+        with self._reading():
+            return self._state.standing(digest)
+
+    def approvals(self) -> list[Approval]:
+        """All approvals ever given, in order."""
+        with self._reading():
+            return list(self._state.approvals.values())
+
+    def eligible(self, digest: str, purpose: Purpose) -> frozenset[Pseudonym] | None:
+        """Who takes part now: eligible at approval, not excluded, within today's ceiling.
+
+        Returns:
+            The patients, private; None: everyone, without names (simulation). Empty if the
+            approval has no such purpose.
+
+        Raises:
+            ApprovalError: no approval of the study stands.
+        """
+        with self._reading():
+            approval = self._standing_or_refuse(digest)
+            if purpose not in approval.terms:
+                return frozenset()
+            members = approval.members[purpose]
+            if members is None:
+                return None
+            whole = self._whole(digest, purpose)
+            return self._affording(whole, digest, members, before=approval.sequence)
+
+    def withdraw(self, digest: str, reason: str) -> None:
+        """End a study here: nothing more is released; what was spent stays spent.
+
+        Raises:
+            ApprovalError: no approval of the study stands.
+        """
+        with self._writing():
+            approval = self._standing_or_refuse(digest)
+            self._append(_withdrawal(approval, reason))
+
+    def exclude(self, patients: Collection[Pseudonym]) -> int:
+        """Stop all future use of patients; what they spent is kept. Returns how many are new."""
+        with self._writing():
+            new = frozenset(patients) - self._state.excluded
+            if new:
+                sha256 = self._file.store_set(packed(new))
+                self._append({"kind": "exclude", "patients": sha256})
+        return len(new)
+
+    def excluded(self) -> int:
+        """How many patients take part in nothing any more. Private."""
+        with self._reading():
+            return len(self._state.excluded)
+
+    def knows(self, patients: Collection[Pseudonym]) -> int:
+        """How many of some patients any approval made eligible. Private."""
+        with self._reading():
+            return len(groups(self._state.members()).keys() & set(patients))
+
+    # ---- paying ----------------------------------------------------------------------------------
     def paid(self, key: RoundKey) -> tuple[bytes, Receipt] | None:
         """The bytes already paid for under this key, to be sent again for free.
 
         Raises:
-            LedgerError: the round was paid for from another base model, or the bytes do not
-                match their digest any more.
+            LedgerError: the round was paid for from another base model, or the bytes are gone
+                or do not match their digest any more.
         """
-        rows = self._select(
-            "SELECT sequence, base, payload, payload_sha256 FROM entry WHERE kind = 'commit'"
-            " AND digest = ? AND run = ? AND round = ?",
-            *(key.digest, key.run, key.round),
-        )
-        for sequence, base, payload, sha256 in rows:
-            if base != key.base:
+        with self._reading():
+            commit = self._state.round(key).commit
+            if commit is None:
+                return None
+            if commit.body["base"] != key.base:
                 raise LedgerError(
                     f"site {self._site!r}: {_named(key)} was already paid for, from another global "
                     "model. A second training is refused.",
                     advice="the coordinator starts a new run; sites approve it anew.",
                 )
-            if payload is None or hashlib.sha256(payload).hexdigest() != sha256:
+            payload = self._file.read_payload(commit.body["payload"])
+            if payload is None:
                 raise LedgerError(
                     f"site {self._site!r}: the stored release of round {key.round} is gone or "
                     "was altered.",
-                    advice="stop, keep the file, and restore the newest copy of the ledger.",
+                    advice="if the round is long past, this is in order; else stop, keep the "
+                    "file, and restore the newest copy of the ledger.",
                 )
-            return payload, Receipt(sequence, sha256)
-        return None
+            return payload, Receipt(commit.head, commit.body["payload"])
 
-    def reserve(
-        self, key: RoundKey, mechanism: Mechanism | None, *, most_rounds: int | None = None
-    ) -> None:
-        """Set the cost of a round aside, before its first look at data.
+    def reserve(self, key: RoundKey) -> Spend | None:
+        """Set the cost of a release aside, before its first look at data.
 
         An earlier, unfinished reservation of the same round is voided: nothing of it left.
 
-        Args:
-            key: The round.
-            mechanism: What will be done; None without privacy (allowed by policy only).
-            most_rounds: Rounds of this study that may be paid for in all, over every run of it:
-                its approved schedule. None: no such bound.
+        Returns:
+            What the approved terms say that it costs; None without privacy.
 
         Raises:
-            BudgetExceededError: the ceiling would be passed. Nothing is written.
-            PrivacyError: the study's whole schedule is paid for. Nothing is written.
-            LedgerError: the round was already paid for.
+            ApprovalError: no approval of the study stands, or this was the third attempt at a
+                round that came to nothing: the site then withdraws.
+            PrivacyError: the approved schedule is paid for. Nothing is written.
+            LedgerError: the round was already paid for, or the witness has seen another ledger.
         """
-        cost = _spend(mechanism)
-        with self._transaction():
+        self._agree_with_witness()
+        with self._writing():
             if self.paid(key) is not None:
                 raise LedgerError(
                     f"site {self._site!r}: {_named(key)} is paid for; another training of it is "
                     "refused.",
                     advice="send the stored release again.",
                 )
-            if most_rounds is not None and self.rounds_paid(key.digest) >= most_rounds:
-                raise PrivacyError(
-                    f"site {self._site!r}: all {most_rounds} rounds that were approved of study "
-                    f"{key.digest[:8]} are paid for; {_named(key)} would be one more.",
-                    advice="to train on, the coordinator raises the study's serial and the site "
-                    "approves what that costs.",
-                )
-            for reservation in self._open_reservations(key):
-                self._append("void", reservation.key, None)
-            self._check_ceiling(cost)
-            self._append("reserve", key, cost)
+            approval = self._standing_or_refuse(key.digest)
+            term = approval.terms.get(key.purpose)
+            if term is None or not approval.left(key.purpose):
+                raise self._nothing_left(key.digest)
+            unfinished = self._state.round(key).reserved
+            if unfinished is not None:
+                self._append({"kind": "void", **asdict(unfinished)})
+            withdrawn = self._state.round(key).voids >= VOIDS_BEFORE_WITHDRAWAL
+            if withdrawn:
+                self._append(_withdrawal(approval, "training came to nothing, again and again"))
+            else:
+                self._append({"kind": "reserve", **asdict(key), "approval": approval.sequence})
+        if withdrawn:
+            raise ApprovalError(
+                f"site {self._site!r}: {_named(key)} came to nothing "
+                f"{VOIDS_BEFORE_WITHDRAWAL} times; the site has withdrawn from the study.",
+                advice="find out from the log why training ends half-way, then approve anew.",
+            )
+        return term.cost
 
-    def commit(self, key: RoundKey, payload: bytes, mechanism: Mechanism | None) -> Receipt:
+    def commit(self, key: RoundKey, payload: bytes) -> Receipt:
         """Record spend and bytes in one transaction; only then may the bytes leave.
 
         Args:
-            key: The round.
+            key: The round, as it was reserved.
             payload: What was made.
-            mechanism: What was done: the one that was reserved.
 
         Raises:
-            LedgerError: the round was not reserved, not with this mechanism, or is already paid
-                for.
-            BudgetExceededError: another round was paid for since the reservation, and both
-                together pass the ceiling.
+            LedgerError: the round was not reserved, or is paid for by now; or the witness
+                cannot be written.
+            ApprovalError: the study was withdrawn meanwhile.
+            PrivacyError: others have paid for the rest of the schedule meanwhile.
         """
-        cost, sha256 = _spend(mechanism), hashlib.sha256(payload).hexdigest()
-        with self._transaction():
-            paid = self.paid(key) is not None
-            reserved = {r.key: r for r in self._open_reservations(key)}.get(key)
-            if paid or reserved is None or reserved.cost != cost:
+        with self._writing():
+            if self._state.round(key).reserved != key:
                 raise LedgerError(
                     f"site {self._site!r}: {_named(key)} was not reserved like this, or is paid "
                     "for by now. Nothing was released.",
                     advice="let one client at a time train for a site; if only one did, this is "
                     "a defect of medfed: please report it.",
                 )
-            if self._last_commit() > reserved.sequence:
-                self._check_ceiling(cost)
-            sequence = self._append("commit", key, cost, payload, sha256)
-        return Receipt(sequence, sha256)
+            approval = self._standing_or_refuse(key.digest)
+            if not approval.left(key.purpose):  # rounds reserved at once may be more than are left
+                raise self._nothing_left(key.digest)
+            sha256 = self._file.store_payload(payload)
+            body = {"kind": "commit", **asdict(key), "approval": approval.sequence}
+            entry = self._append({**body, "payload": sha256})
+            self._drop_old_payloads(key)
+        return Receipt(entry.head, sha256)
 
-    def rounds_paid(self, digest: str) -> int:
-        """Rounds of a study that were paid for, over all its runs."""
-        rows = self._select(
-            "SELECT COUNT(*) FROM entry WHERE kind = 'commit' AND digest = ?", digest
-        )
-        return int(rows[0][0])
-
-    def epsilon(self, delta: float, *, also: Spend | None = None) -> float:
-        """Epsilon spent by a patient who was eligible in every round, over all studies.
-
-        Args:
-            delta: In (0, 1).
-            also: A spend to add in thought.
+    def cleared(self, receipt: Receipt) -> Head | None:
+        """Clear paid bytes for leaving.
 
         Returns:
-            Epsilon under add-or-remove one patient. Infinity once a study without privacy ran.
+            The ledger's head now, to be sent with them; None if the receipt is not of this
+            ledger, so that nothing may leave.
+
+        Raises:
+            LedgerError: the witness cannot be written, or has seen another ledger meanwhile.
         """
-        rows = self._select(
-            "SELECT noise_multiplier, sampling_rate, SUM(steps) FROM entry WHERE kind = 'commit'"
-            " GROUP BY noise_multiplier, sampling_rate"
-        )
-        if any(sigma is None for sigma, _, _ in rows):
-            return math.inf
-        spends = [Spend(*row) for row in rows]
-        return composed_epsilon(spends if also is None else [*spends, also], delta)
+        with self._reading():
+            entries, sequence = self._file.entries, receipt.entry.sequence
+            entry = entries[sequence - 1] if 1 <= sequence <= len(entries) else None
+            if entry is None or entry.head != receipt.entry:
+                return None
+            if (entry.body["kind"], entry.body.get("payload")) != (
+                "commit",
+                receipt.payload_sha256,
+            ):
+                return None
+            head = self._file.head
+        self._keep_in_witness(head)
+        return head
 
-    def _check_ceiling(self, cost: Spend | None) -> None:
-        if cost is None or math.isinf(self._limit):
-            return
-        needed = self.epsilon(self._delta, also=cost)
-        if not needed <= self._limit:
-            raise BudgetExceededError(
-                site=self._site,
-                spent=self.epsilon(self._delta),
-                needed=needed,
-                limit=self._limit,
-                delta=self._delta,
+    # ---- what was spent --------------------------------------------------------------------------
+    def rounds_paid(self, digest: str, purpose: Purpose = "train") -> int:
+        """Releases of a study that were paid for, over all its runs and approvals."""
+        with self._reading():
+            return self._state.paid_in_all(digest, purpose)
+
+    def exposures(self) -> list[Exposure]:
+        """The loss of every group of patients with the same memberships. Private."""
+        with self._reading():
+            return exposures(self._state.members(), self._state.charges())
+
+    def epsilon(self, delta: float) -> float:
+        """Epsilon spent by the most exposed patient, over all studies, composed by PLD. Private.
+
+        Returns:
+            Under add-or-remove one patient. Infinity once a study without privacy ran.
+        """
+        return max((group.spent(delta) for group in self.exposures()), default=0.0)
+
+    # ---- no quiet rollback -----------------------------------------------------------------------
+    @property
+    def head(self) -> Head:
+        """Where the ledger stands, signed."""
+        with self._reading():
+            return self._file.head
+
+    def audit(self) -> tuple[Head, list[dict[str, Any]]]:
+        """Check every entry's signature, beside what opening checks.
+
+        Returns:
+            The head and all entries' contents. Private.
+
+        Raises:
+            LedgerError: an entry is not signed by the site.
+        """
+        with self._reading():
+            self._file.check_all_signatures()
+            return self._file.head, [dict(entry.body) for entry in self._file.entries]
+
+    def check_known(self, known: Head) -> None:
+        """Hold the ledger against the highest head that somebody else remembers of it.
+
+        Args:
+            known: What the server, or the witness, kept.
+
+        Raises:
+            TrustError: it was never signed by this site.
+            LedgerMismatchError: it was, and this ledger never came there, or went another way.
+                That is remembered, and the ledger refused from now on.
+        """
+        self._file.check_signed_here(known)
+        with self._file.reading():
+            head = self._file.head
+            if known.sequence > head.sequence:
+                found = f"ends at entry {head.sequence}; the site released at entry "
+                found += f"{known.sequence} before"
+            elif self._file.entries[known.sequence - 1].hash != known.hash:
+                found = f"has another entry {known.sequence} than the one the site released at"
+            else:
+                return
+        if self._witness is not None:
+            self._witness.dispute(known)
+        raise LedgerMismatchError(
+            f"site {self._site!r}: its ledger {found}. It was put back from a backup, or the "
+            "site runs in two places. Nothing was released.",
+            advice="stop every other copy of this site and restore the newest ledger.db. If it is "
+            "lost, or two copies released, part of what patients spent is lost: your data board "
+            "decides; to go on with this ledger all the same, move the witness file away and "
+            "make a new one with `medfed site witness --lost`.",
+        )
+
+    def _check_against_witness(self, witness: Witness) -> None:
+        known = witness.read()
+        if not known:
+            raise LedgerMismatchError(
+                f"site {self._site!r}: its ledger has {self._file.head.sequence} entries, and the "
+                f"witness {witness.path} is missing: this may be a copy of the site.",
+                advice="bring the witness file from the machine where the site ran; if that is "
+                "lost and no other copy runs, `medfed site witness --lost` makes a new one.",
             )
-
-    def _open_reservations(self, key: RoundKey) -> list[_Reservation]:
-        """Reservations of the same round, from any base model, without a commit or void since."""
-        rows = self._select(
-            "SELECT sequence, base, noise_multiplier, sampling_rate, steps FROM entry AS r"
-            " WHERE kind = 'reserve' AND digest = ? AND run = ? AND round = ?"
-            " AND NOT EXISTS (SELECT 1 FROM entry AS e WHERE e.kind IN ('commit', 'void')"
-            " AND (e.digest, e.run, e.round, e.base) = (r.digest, r.run, r.round, r.base)"
-            " AND e.sequence > r.sequence)",
-            *(key.digest, key.run, key.round),
-        )
-        return [
-            _Reservation(
-                RoundKey(key.digest, key.run, key.round, base),
-                sequence,
-                None if cost[0] is None else Spend(*cost),
-            )
-            for sequence, base, *cost in rows
-        ]
-
-    def _last_commit(self) -> int:
-        return int(self._select("SELECT MAX(sequence) FROM entry WHERE kind = 'commit'")[0][0] or 0)
-
-    def _append(
-        self,
-        kind: Literal["reserve", "commit", "void"],
-        key: RoundKey,
-        cost: Spend | None,
-        payload: bytes | None = None,
-        sha256: str | None = None,
-    ) -> int:
-        values: tuple[float | None, ...] = tuple(cost) if cost else (None, None, None)
-        cursor = self._db.execute(
-            "INSERT INTO entry (kind, digest, run, round, base, noise_multiplier, sampling_rate,"
-            " steps, payload, payload_sha256, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (kind, key.digest, key.run, key.round, key.base, *values, payload, sha256, time.time()),
-        )
-        return int(cursor.lastrowid or 0)
-
-    def _select(self, sql: str, *values: object) -> list[Any]:
-        with self._lock, self._errors_named():
-            return self._db.execute(sql, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing; a commit that fails is undone, so that no later read believes it."""
-        with self._lock, self._errors_named():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-
-    @contextmanager
-    def _errors_named(self) -> Iterator[None]:
         try:
-            yield
-        except sqlite3.Error as error:
-            raise LedgerError(
-                f"site {self._site!r}: the ledger cannot be read or written "
-                f"({type(error).__name__}: {error}).",
-                advice="check the disk, and that one client at a time runs for this site.",
+            for head in known:
+                self.check_known(head)
+        except TrustError as error:
+            raise LedgerMismatchError(
+                f"site {self._site!r}: the witness {witness.path} remembers another site's ledger, "
+                "or was altered.",
+                advice="let site.toml, [ledger] witness, name the file that belongs to this site; "
+                "sites of other patients have one each.",
             ) from error
 
+    def _keep_in_witness(self, head: Head) -> None:
+        """Remember a head. Checked afterwards: of two copies of a site only one passes."""
+        if self._witness is not None:
+            self._agree_with_witness()
+            self._witness.keep(head)
+            self._agree_with_witness()
 
-@dataclass(frozen=True)
-class _Reservation:
-    key: RoundKey
-    sequence: int
-    cost: Spend | None
+    def _agree_with_witness(self) -> None:
+        if self._witness is not None:
+            self._check_against_witness(self._witness)
+
+    # ---- within a transaction --------------------------------------------------------------------
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._file.reading():
+            self._catch_up()
+            yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction; what other places must know of it, they know before it returns."""
+        with self._file.lock:
+            try:
+                with self._file.transaction():
+                    self._catch_up()
+                    yield
+            except BaseException:
+                self._state = LedgerState(self._file.read_set)  # what was undone may be in it
+                raise
+            entries = self._file.entries
+        if entries and entries[-1].body["kind"] not in ("reserve", "void"):
+            self._keep_in_witness(entries[-1].head)
+
+    def _catch_up(self) -> None:
+        for entry in self._file.entries[self._state.seen :]:
+            self._state.apply(entry)
+
+    def _append(self, body: Mapping[str, Any]) -> Entry:
+        entry = self._file.append({**body, "time": time.time()})
+        self._catch_up()
+        return entry
+
+    def _standing_or_refuse(self, digest: str) -> Approval:
+        approval = self._state.standing(digest)
+        if approval is None:
+            raise ApprovalError(
+                f"site {self._site!r}: the study with digest {digest[:8]} is not approved here, or "
+                "was withdrawn.",
+                advice="read the study, then `medfed site approve STUDY.toml`.",
+            )
+        return approval
+
+    def _affording(
+        self,
+        whole: Term,
+        digest: str,
+        patients: Collection[Pseudonym],
+        *,
+        before: int | None = None,
+    ) -> frozenset[Pseudonym]:
+        """Those who are not excluded and can afford a study beside the older ones.
+
+        Args:
+            whole: The study's whole schedule. It was fixed before its first release; that the
+                study was withdrawn and approved again changes nothing of it.
+            digest: Of the study.
+            patients: Whom to choose from.
+            before: Look only at approvals older than this one.
+        """
+        ceiling, charges = self._ceiling(), self._state.charges()
+        same = {a.sequence for a in self._state.approvals.values() if a.digest == digest}
+        known = groups(self._state.members(before=before))
+        answers: dict[tuple[tuple[int, Purpose], ...], bool] = {}
+
+        def can(patient: Pseudonym) -> bool:
+            keys = known.get(patient, ())
+            if keys not in answers:
+                earlier = [charges[key] for key in keys if key[0] not in same]
+                answers[keys] = affordable(earlier, whole, ceiling)
+            return answers[keys]
+
+        return frozenset(p for p in patients if p not in self._state.excluded and can(p))
+
+    def _stored(self, whole: Term, digest: str, patients: Collection[Pseudonym]) -> str:
+        return self._file.store_set(packed(self._affording(whole, digest, patients)))
+
+    def _whole(self, digest: str, purpose: Purpose) -> Term:
+        """The whole schedule of a study that was approved, perhaps more than once."""
+        first = next(
+            a for a in self._state.approvals.values() if a.digest == digest and purpose in a.terms
+        )
+        return first.terms[purpose]
+
+    def _drop_old_payloads(self, key: RoundKey) -> None:
+        """Keep the last few of a study: the server has gone on from the older ones."""
+        commits = [
+            entry.body
+            for entry in self._file.entries
+            if entry.body["kind"] == "commit"
+            and (entry.body["digest"], entry.body["purpose"]) == (key.digest, key.purpose)
+        ]
+        kept = {body["payload"] for body in commits[-_KEPT_PAYLOADS:]}
+        for body in commits[-_KEPT_PAYLOADS - 1 : -_KEPT_PAYLOADS]:
+            if body["payload"] not in kept:
+                self._file.drop_payload(body["payload"])
+
+    def _nothing_left(self, digest: str) -> PrivacyError:
+        return PrivacyError(
+            f"site {self._site!r}: everything that was approved of study {digest[:8]} is paid "
+            "for; this would be one more.",
+            advice="to train on, the coordinator raises the study's serial and the site approves "
+            "what that costs.",
+        )
+
+
+def _withdrawal(approval: Approval, reason: str) -> dict[str, Any]:
+    return {
+        "kind": "withdraw",
+        "digest": approval.digest,
+        "approval": approval.sequence,
+        "reason": reason,
+    }
 
 
 def _named(key: RoundKey) -> str:
     """A round as messages name it; the server chose the run's name, so it is cut short."""
     return f"round {key.round} of run {key.run[:80]!r}"
-
-
-def _spend(mechanism: Mechanism | None) -> Spend | None:
-    if mechanism is None:
-        return None
-    return Spend(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps_per_round)

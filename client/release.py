@@ -11,27 +11,31 @@ import hashlib
 from dataclasses import dataclass, field
 from enum import Enum
 
-from medfed.client.ledger import Receipt
+from medfed.client.ledger import Ledger, Receipt
 from medfed.common.errors import (
     ApprovalError,
+    LedgerMismatchError,
     MedfedError,
     PrivacyError,
     TrustError,
     UpdateRejectedError,
 )
+from medfed.common.trust.ledger_head import Head
 
 
 class PublicFact(Enum):
     """What a site may say without paying. The value is what the server reads.
 
-    The first two depend on approvals, policy and the agreed schedule, the third on what the
-    server sent. Everything else, whether a scan, a disk or a defect is behind it, is one and
-    the same ``unavailable``: which of them it was may depend on patients.
+    The first three depend on approvals, policy, the agreed schedule and what became of the
+    ledger's file, the fourth on what the server sent. Everything else, whether a scan, a disk
+    or a defect is behind it, is one and the same ``unavailable``: which of them it was may
+    depend on patients.
     """
 
     # The values are the keys of ``medfed.common.refusals``; a test holds the two together.
     NOT_APPROVED = "not-approved"
     REFUSED_BY_POLICY = "refused-by-policy"
+    LEDGER_MISMATCH = "ledger-mismatch"
     WRONG_MESSAGE = "wrong-message"
     UNAVAILABLE = "unavailable"
 
@@ -46,17 +50,29 @@ class PrivateValue:
 
 @dataclass(frozen=True)
 class Released:
-    """What may be put on the wire: either the payload or the code is set."""
+    """What may be put on the wire: either payload and head are set, or the code is.
+
+    Attributes:
+        payload: The paid bytes.
+        code: A public fact.
+        head: Where the site's ledger stands, so that the server notices if it ever goes back.
+    """
 
     payload: bytes | None = field(repr=False)
     code: str | None
+    head: Head | None = None
 
 
-def release(item: PrivateValue | PublicFact) -> Released:
+def release(item: PrivateValue | PublicFact, ledger: Ledger) -> Released:
     """Let one item out.
 
+    Args:
+        item: What is to leave.
+        ledger: The site's, which must know the receipt.
+
     Raises:
-        PrivacyError: any other type, or bytes that are not those of the receipt.
+        PrivacyError: any other type, bytes that are not those of the receipt, or a receipt
+            that is not of this ledger.
     """
     if type(item) is PublicFact:
         return Released(None, item.value)
@@ -73,11 +89,18 @@ def release(item: PrivateValue | PublicFact) -> Released:
         )
     if hashlib.sha256(item.payload).hexdigest() != item.receipt.payload_sha256:
         raise PrivacyError(
-            f"the bytes are not those that ledger entry {item.receipt.sequence} paid for. "
+            f"the bytes are not those that ledger entry {item.receipt.entry.sequence} paid for. "
             "Nothing was released.",
             advice="this is a defect of medfed; please report it.",
         )
-    return Released(item.payload, None)
+    head = ledger.cleared(item.receipt)
+    if head is None:
+        raise PrivacyError(
+            f"the ledger has no entry {item.receipt.entry.sequence} that paid for these bytes. "
+            "Nothing was released.",
+            advice="this is a defect of medfed; please report it.",
+        )
+    return Released(item.payload, None, head)
 
 
 def fact_about(error: MedfedError) -> PublicFact:
@@ -85,6 +108,8 @@ def fact_about(error: MedfedError) -> PublicFact:
     match error:
         case ApprovalError():
             return PublicFact.NOT_APPROVED
+        case LedgerMismatchError():
+            return PublicFact.LEDGER_MISMATCH
         case PrivacyError():
             return PublicFact.REFUSED_BY_POLICY
         case UpdateRejectedError() | TrustError():

@@ -4,7 +4,7 @@
     keys/           node_key (private), node_key.pub, pseudonym.key
     trust/ca.pem    who must have signed the server's certificate
     approved/       the studies the site's admin approved, one file per digest
-    ledger.db       what the patients' privacy has been spent on
+    ledger.db       what the patients' privacy has been spent on, and was promised
     flower/  log/   the node's own files; what the site's programs wrote
 
 ``site.toml`` is read from this folder and from nowhere else: no flag, no variable and no
@@ -24,13 +24,20 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from medfed.client.exposure import Ceiling
+from medfed.client.ledger import Ledger
+from medfed.client.ledger_file import LedgerFile
+from medfed.client.scans.patients import PseudonymKey
+from medfed.client.witness import Witness, default_witness
 from medfed.common.errors import ConfigError
 from medfed.common.strict_toml import StrictTable, read_strict
-from medfed.common.study import SiteName
+from medfed.common.study import ArrayName, SiteName
 from medfed.common.trust.certificates import read_authority
 from medfed.common.trust.keys import new_node_key
+from medfed.common.trust.ledger_head import Head, HeadSigner
 from medfed.common.trust.private_files import private_folder, write_private
 
+_NEXT_TO_NOTHING = 1e-9
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 
 
@@ -62,16 +69,30 @@ class ScanSettings(StrictTable):
 
     folder: Annotated[str, AfterValidator(_check_absolute)]
     """Absolute path: a folder of DICOM files with a worklist, or one ``.npz`` file."""
+    patient_array: ArrayName | None = None
+    """For an ``.npz``: the array that says whose each scan is. The site says who its patients
+    are, not a study: else the next study could count them anew by naming another array."""
+
+
+class LedgerSettings(StrictTable):
+    """Where the ledger's second memory is."""
+
+    witness: Annotated[str, AfterValidator(_check_absolute)]
+    """Absolute path of the file that remembers how far the ledger has come. Outside the site's
+    folder, and outside its backups."""
 
 
 class Policy(StrictTable):
-    """What this site allows a study to do. Neither limit has a default."""
+    """What this site allows studies to do. Neither of the two ceilings has a default."""
 
     epsilon_limit: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
-    """Most that one study may cost a patient, at the study's delta; and most that all studies
-    together may, at ``delta_limit``. Unset: approve refuses."""
+    """Most that a patient may lose, over all studies together, at ``delta_limit``; so too the
+    most that one study may cost. Unset: approve refuses."""
     delta_limit: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Largest delta a study may name. Unset: approve refuses."""
+    """The ceiling's failure probability, and the largest delta a study may name. Unset: approve
+    refuses."""
+    study_epsilon_limit: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
+    """Most that one study may cost a patient, at the study's delta. Unset: ``epsilon_limit``."""
     allow_no_privacy: bool = False
     """Whether a study without differential privacy may be approved at all."""
 
@@ -82,6 +103,7 @@ class SiteSettings(StrictTable):
     site: SiteName
     server: ServerSettings
     scans: ScanSettings
+    ledger: LedgerSettings
     policy: Policy
 
 
@@ -133,6 +155,11 @@ class SiteRoot:
         return self.folder / "ledger.db"
 
     @property
+    def witness(self) -> Path:
+        """The second place that remembers how far the ledger has come."""
+        return Path(self.settings.ledger.witness)
+
+    @property
     def flower(self) -> Path:
         """Home folder of the Flower node."""
         return self.folder / "flower"
@@ -143,8 +170,17 @@ class SiteRoot:
         return self.folder / "log"
 
 
-def create_site(root: Path, *, name: str, scans: Path, server: str, ca: Path) -> SiteRoot:
-    """Write a new data root with new keys.
+def create_site(
+    root: Path,
+    *,
+    name: str,
+    scans: Path,
+    server: str,
+    ca: Path,
+    patient_array: str | None = None,
+    witness: Path | None = None,
+) -> SiteRoot:
+    """Write a new data root with new keys and a new ledger.
 
     Args:
         root: Folder to make; must not exist or be empty.
@@ -152,9 +188,13 @@ def create_site(root: Path, *, name: str, scans: Path, server: str, ca: Path) ->
         scans: The site's scans.
         server: ``host:port`` of the coordinator's server.
         ca: The coordinator's ``ca.pem``.
+        patient_array: For an ``.npz``: the array that says whose each scan is.
+        witness: Where the ledger's second memory lies; None: as ``default_witness``, one for
+            all sites over the same scans.
 
     Raises:
-        ConfigError: the root exists, or one of the values is not allowed.
+        ConfigError: the root exists, or one of the values is not allowed, or these scans have
+            a ledger already.
         TrustError: ``ca`` is no certificate authority.
 
     Guarantee:
@@ -166,7 +206,9 @@ def create_site(root: Path, *, name: str, scans: Path, server: str, ca: Path) ->
             f"{root}: exists already; a site's keys and ledger are never overwritten.",
             advice="choose another --root, or use the site that is there.",
         )
-    text = _site_toml(name, server, scans.absolute())
+    witness = (witness or default_witness(scans)).absolute()
+    _check_no_other_ledger(scans, witness)
+    text = _site_toml(name, server, scans.absolute(), patient_array, witness)
     parse_site(text, source="site init")
     authority = read_authority(ca)
 
@@ -178,6 +220,12 @@ def create_site(root: Path, *, name: str, scans: Path, server: str, ca: Path) ->
         write_private(part / "trust" / "ca.pem", authority)
         write_private(part / "keys" / "pseudonym.key", secrets.token_bytes(32))
         new_node_key(part / "keys")
+        Ledger.create(
+            part / "ledger.db",
+            HeadSigner(part / "keys" / "node_key"),
+            site=name,
+            pseudonym_check=PseudonymKey(part / "keys" / "pseudonym.key").check,
+        )
         part.rename(root)
     except OSError as error:
         raise ConfigError(
@@ -186,7 +234,57 @@ def create_site(root: Path, *, name: str, scans: Path, server: str, ca: Path) ->
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return open_site(root)
+    site = open_site(root)
+    renew_witness(site)
+    return site
+
+
+def open_ledger(site: SiteRoot) -> Ledger:
+    """Open a site's ledger, held to the ceiling that ``site.toml`` names at any moment.
+
+    Raises:
+        LedgerError: missing, altered, behind its witness, or of other keys.
+    """
+    return Ledger.open(
+        site.ledger,
+        HeadSigner(site.node_key),
+        Witness(site.witness, site=site.name),
+        site=site.name,
+        pseudonym_check=PseudonymKey(site.pseudonym_key).check,
+        ceiling=lambda: ceiling_of(site),
+    )
+
+
+def renew_witness(site: SiteRoot) -> Head:
+    """Make a missing witness from the ledger as it lies here; returns what it remembers.
+
+    Raises:
+        ConfigError: there is a witness.
+        LedgerError: the ledger was altered.
+    """
+    if site.witness.exists():
+        raise ConfigError(
+            f"site {site.name!r}: the witness {site.witness} is there and stays as it is.",
+            advice="if the ledger does not agree with it, restore the newest ledger.db.",
+        )
+    file = LedgerFile(site.ledger, HeadSigner(site.node_key), site=site.name)
+    try:
+        Witness(site.witness, site=site.name).keep(file.head)
+        return file.head
+    finally:
+        file.close()
+
+
+def ceiling_of(site: SiteRoot) -> Ceiling:
+    """What a patient may lose over all studies together, as ``site.toml`` says it now.
+
+    Where a limit is not written nothing private is approved, and next to nothing may be spent.
+
+    Raises:
+        ConfigError: ``site.toml`` cannot be read any more.
+    """
+    policy = read_settings(site.folder).policy
+    return Ceiling(policy.epsilon_limit or _NEXT_TO_NOTHING, policy.delta_limit or _NEXT_TO_NOTHING)
 
 
 def open_site(root: Path) -> SiteRoot:
@@ -197,6 +295,19 @@ def open_site(root: Path) -> SiteRoot:
             read by other users of the machine.
         TrustError: ``trust/ca.pem`` is no valid certificate authority.
     """
+    site = SiteRoot(root.absolute(), read_settings(root))
+    for secret in (site.node_key, site.pseudonym_key):
+        _check_secret(secret)
+    read_authority(site.ca)
+    return site
+
+
+def read_settings(root: Path) -> SiteSettings:
+    """Read and check the ``site.toml`` of a root.
+
+    Raises:
+        ConfigError: it cannot be read, or breaks a rule.
+    """
     path = root / "site.toml"
     try:
         text = path.read_text(encoding="utf-8")
@@ -205,11 +316,7 @@ def open_site(root: Path) -> SiteRoot:
             f"{path}: cannot be read ({_reason(error)}).",
             advice="give the site's folder as --root; `medfed site init` makes one.",
         ) from error
-    site = SiteRoot(root.absolute(), parse_site(text, source=str(path)))
-    for secret in (site.node_key, site.pseudonym_key):
-        _check_secret(secret)
-    read_authority(site.ca)
-    return site
+    return parse_site(text, source=str(path))
 
 
 def parse_site(text: str, *, source: str = "site.toml") -> SiteSettings:
@@ -224,6 +331,8 @@ def parse_site(text: str, *, source: str = "site.toml") -> SiteSettings:
         ... address = "hub.example:8443"
         ... [scans]
         ... folder = "/scans"
+        ... [ledger]
+        ... witness = "/var/lib/medfed/witness.json"
         ... [policy]
         ... epsilon_limit = 8.0
         ... '''
@@ -233,7 +342,21 @@ def parse_site(text: str, *, source: str = "site.toml") -> SiteSettings:
     return read_strict(text, SiteSettings, source=source, next_step=" and try again.")
 
 
-def _site_toml(name: str, server: str, scans: Path) -> str:
+def _check_no_other_ledger(scans: Path, witness: Path) -> None:
+    if witness.exists():
+        raise ConfigError(
+            f"{scans}: a site with a ledger of these scans' patients was set up on this machine "
+            f"before ({witness}). A second ledger would forget what they have spent.",
+            advice="use that site, for another server too: change [server] in its site.toml. If "
+            "its folder is lost, restore the newest backup. If these are other patients, give "
+            "--witness another path.",
+        )
+
+
+def _site_toml(
+    name: str, server: str, scans: Path, patient_array: str | None, witness: Path
+) -> str:
+    array = f"patient_array = {json.dumps(patient_array)}\n" if patient_array else ""
     return f"""\
 # The settings of one site. medfed reads them from this file only.
 site = {json.dumps(name)}
@@ -243,12 +366,18 @@ address = {json.dumps(server)}
 
 [scans]
 folder = {json.dumps(str(scans))}
+{array}
+[ledger]
+# Remembers how far the ledger has come. Keep it out of the backups of this folder: it is there
+# to notice when one is put back.
+witness = {json.dumps(str(witness))}
 
 [policy]
-# What a study may cost a patient here. There is no default: your data board decides, you
+# What studies may cost a patient here. There is no default: your data board decides, you
 # write it down, and `medfed site approve` refuses every study until then. For example:
-#   epsilon_limit = 8.0      # most that a study, and all studies together, may spend per patient
-#   delta_limit = 1e-4       # at most this failure probability; below 1 / number of patients
+#   epsilon_limit = 8.0        # most that all studies together may spend per patient
+#   delta_limit = 1e-4         # at most this failure probability; below 1 / number of patients
+#   study_epsilon_limit = 4.0  # if one study may spend less than all together
 allow_no_privacy = false     # true lets a study without differential privacy be approved
 """
 

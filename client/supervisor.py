@@ -74,6 +74,7 @@ class Supervisor:
         self._port = free_port()
         self._mark = site.flower / "connected"
         self._refused = self._connected = self._lost = self._waiting = False
+        self._in_task = False
         log = private_folder(site.log)
         self._node = KeptProgram(
             "node",
@@ -147,6 +148,7 @@ class Supervisor:
         elif match := _TASK.search(line):
             event, kind, round_ = match[1] or match[4], match[2], match[3]
             what = f"round {round_}: {kind}" if round_ not in (None, "-") else str(kind)
+            self._in_task = event == "started"
             text = _TASK_TEXT[event].format(kind=what, log=self._site.log / "worker.log")
             self._tell(Notice("warning" if "see " in text else "state", text))
         elif match := _TROUBLE.match(line):
@@ -200,11 +202,17 @@ class Supervisor:
             self._worker.start()
         code = self._worker.ended()
         if code is not None:
+            for line in self._worker.lines():
+                self._hear_worker(line)
             pause = self._worker.pause_s
             text = f"the worker ended (code {code}); again in {pause:.0f} s"
             self._tell(Notice("warning", f"{text}, see {self._site.log / 'worker.log'}"))
-            if code == TransportError.exit_code and self._node.child is not None:
-                self._node.child.end()  # it waits for the rest of a reply that will not come
+            stuck = self._in_task or code == TransportError.exit_code
+            if stuck and self._node.child is not None:
+                # It waits for the rest of a reply that will not come, for ever if part of it
+                # did. Ended, it signs off, and the server asks again once the site is back.
+                self._node.child.end()
+            self._in_task = False
         self._worker.start_if_due()
 
     def _end(self) -> None:

@@ -5,8 +5,8 @@ Catch by what you can do about it, not by where it came from::
     MedfedError                  exit code
     ├── ConfigError             10   the operator edits a file and retries
     ├── PrivacyError            11   training stops; retrying cannot help
-    │   ├── BudgetExceededError      the next release would pass the agreed limit
     │   └── LedgerError              the recorded spend cannot be trusted
+    │       └── LedgerMismatchError      it is older than, or other than, what was released
     ├── UpdateRejectedError     12   one site's update is dropped; the round goes on
     ├── CohortError             13   too few valid updates; the round is abandoned
     ├── TransportError          14   the link failed; retry with back-off
@@ -52,33 +52,12 @@ class PrivacyError(MedfedError):
     exit_code = 11
 
 
-class BudgetExceededError(PrivacyError):
-    """The next release would spend more than the agreed budget.
-
-    Attributes:
-        site: Name of the site whose ledger refused the release.
-        spent: Epsilon already spent at ``delta`` (dimensionless).
-        needed: Epsilon after the refused release, at the same ``delta``.
-        limit: Epsilon agreed for the study, at the same ``delta``.
-        delta: Failure probability that all three epsilons refer to.
-    """
-
-    def __init__(
-        self, *, site: str, spent: float, needed: float, limit: float, delta: float
-    ) -> None:
-        self.site, self.spent, self.needed = site, spent, needed
-        self.limit, self.delta = limit, delta
-        super().__init__(
-            f"site {site!r}: the next round would raise the privacy loss from "
-            f"epsilon={spent:.3f} to epsilon={needed:.3f} (delta={delta:.0e}), "
-            f"above the agreed limit epsilon={limit:.3f}. Nothing was released.",
-            advice="end the study here, or have the data board approve a new limit, write it "
-            "into site.toml and start `medfed client` again.",
-        )
-
-
 class LedgerError(PrivacyError):
     """The recorded spend cannot be trusted, or a paid round was asked for again."""
+
+
+class LedgerMismatchError(LedgerError):
+    """The ledger is behind what was released, or went another way: a backup, or a copy."""
 
 
 class UpdateRejectedError(MedfedError):

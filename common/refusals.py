@@ -13,6 +13,7 @@ REFUSALS: Mapping[str, str] = MappingProxyType(
     {
         "not-approved": "the study is not approved there",
         "refused-by-policy": "its limits or the agreed schedule forbid it",
+        "ledger-mismatch": "its privacy ledger is not the one it released from before",
         "wrong-message": "it could not use the message",
         "unavailable": "it could not train",
     }

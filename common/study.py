@@ -222,6 +222,47 @@ class Privacy(StrictTable):
         return self
 
 
+class Evaluation(StrictTable):
+    """Which noised score histograms the sites report, and what they may cost a patient.
+
+    Training, validation and test patients are different people: each part has its own epsilon,
+    at ``privacy.delta`` and for the neighbours of ``[privacy]``.
+    """
+
+    bins: Annotated[int, Field(ge=5, le=200)]
+    """Equally wide score bins. The noise on a sum over bins grows with the square root of their
+    number: 10 to 20 suit some hundred patients."""
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Sensitivity and specificity are those of ``score >= threshold``; an edge of a bin."""
+    every: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """After every so many rounds a histogram of the validation patients; 0: never."""
+    test: bool = False
+    """One histogram of the test patients, for the final model."""
+    target_epsilon: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
+    """What a validation patient spends over all histograms, and a test patient on the one."""
+    noise_multiplier: Annotated[float, Field(gt=0.0, le=1e4)] | None = None
+    """Noise of one histogram over its sensitivity, dimensionless; instead of a target."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            found = "neither" if self.target_epsilon is None else "both"
+            raise ValueError(
+                "privacy limits have no default: give exactly one of target_epsilon and "
+                f"noise_multiplier, found {found}"
+            )
+        if not (self.every or self.test):
+            raise ValueError("every = 0 and test = false ask for no histogram: leave the table out")
+        edge = round(self.threshold * self.bins)
+        if edge / self.bins != self.threshold or not 0 < edge < self.bins:
+            near = min(max(edge, 1), self.bins - 1) / self.bins
+            raise ValueError(
+                f"found threshold {self.threshold}, which is no edge between two of {self.bins} "
+                f"bins; take {near!r}, or another number of bins"
+            )
+        return self
+
+
 class Strategy(StrictTable):
     """How the server makes the next global model from the updates."""
 
@@ -258,6 +299,7 @@ class Study(StrictTable):
     network: NetworkChoice
     training: Training
     privacy: Privacy
+    evaluation: Evaluation | None = None
     strategy: Strategy = Strategy()
     cohort: Cohort
     site: Annotated[tuple[Site, ...], Field(min_length=1, max_length=10_000)]
@@ -276,7 +318,27 @@ class Study(StrictTable):
             raise ValueError(
                 f"training.class_weights has {len(weights)} values for {self.classes} labels"
             )
+        self._check_evaluation()
         return self
+
+    def _check_evaluation(self) -> None:
+        if self.evaluation is None:
+            return
+        if not self.private:
+            raise ValueError(
+                'evaluation needs privacy.mode = "dp-sgd": a histogram leaves a site only for a '
+                "model that is itself a private release"
+            )
+        every, rounds = self.evaluation.every, self.training.rounds
+        if every > rounds:
+            raise ValueError(f"evaluation.every is {every}, above the {rounds} rounds of training")
+        if self.split.rule == "hash":
+            if every and not self.split.validation_fraction:
+                raise ValueError(
+                    "evaluation.every needs validation patients; split.validation_fraction is 0"
+                )
+            if self.evaluation.test and not self.split.test_fraction:
+                raise ValueError("evaluation.test needs test patients; split.test_fraction is 0")
 
     @property
     def name(self) -> str:
@@ -292,6 +354,12 @@ class Study(StrictTable):
     def private(self) -> bool:
         """Whether training is differentially private."""
         return self.privacy.mode == "dp-sgd"
+
+    @property
+    def validation_rounds(self) -> range:
+        """Rounds after which each site reports a histogram of its validation patients."""
+        every = 0 if self.evaluation is None else self.evaluation.every
+        return range(every, self.training.rounds + 1, every) if every else range(0)
 
     @property
     def metric(self) -> Literal["auroc", "macro_auroc"]:

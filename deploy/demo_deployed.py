@@ -28,8 +28,8 @@ from medfed.common.updates import Parameters, decode, shapes_of
 from medfed.deploy.demo import Progress
 from medfed.server.control_client import ControlClient
 from medfed.server.data_root import DataRoot
-from medfed.server.flower_app import history_of, outcome_of
 from medfed.server.journal import RunStatus
+from medfed.server.result import evaluations_in, history_of, outcome_of
 from medfed.simulations.evaluate import Judge
 from medfed.simulations.experiment import (
     Models,
@@ -124,7 +124,8 @@ def _make_sites(
     roots = {}
     for site in study.site:
         root = place / f"site-{site.name}"
-        made = create_site(root, name=site.name, scans=hospitals / site.name, server=server, ca=ca)
+        scans, witness = hospitals / site.name, place / f"witness-{site.name}.json"
+        made = create_site(root, name=site.name, scans=scans, server=server, ca=ca, witness=witness)
         settings = root / "site.toml"
         text = settings.read_text(encoding="utf-8")
         settings.write_text(text.replace("[policy]\n", _POLICY, 1), encoding="utf-8")
@@ -195,7 +196,8 @@ def _report(
         sites=rows,
         model_path=str(model_path),
         pooled=pooled,
-        notes=tuple(source_notes(source)),
+        evaluations=evaluations_in(result),
+        notes=tuple(source_notes(study, source, source.own)),
         seconds=clock.seconds,
     )
 

@@ -10,15 +10,14 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from medfed.common import errors
-from medfed.common.errors import MedfedError, PrivacyError
+from medfed.common.errors import MedfedError
 from medfed.server.control_pb2 import RunReply
 from medfed.server.journal import RunStatus
 
 SERVICE = "medfed.Control"
 
-# An error that is built from figures arrives as the nearest class that is built from words.
 _BY_NAME = {
-    kind.__name__: PrivacyError if kind is errors.BudgetExceededError else kind
+    kind.__name__: kind
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, MedfedError)
 }

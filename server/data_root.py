@@ -4,7 +4,8 @@
 
     trust/         ca.pem ca.key server.pem server.key
     coordinator/   what a coordinator copies: ca.pem client.pem client.key server.toml
-    sites/         <SITE>.pub, nodes.json {site: Flower's node id}
+    sites/         <SITE>.pub, nodes.json {site: Flower's node id}, <SITE>.head.json (the highest
+                   head of its ledger)
     flower/        what Flower keeps: state.db, its homes, logs
     runs/<RUN>/    study.json and what the rounds write
     journal.db     what happened in every run

@@ -109,5 +109,6 @@ def _check_key(site: str, key: bytes, enrolled: Mapping[str, bytes], *, replace:
         raise TrustError(
             f"site {site!r} is enrolled with another key, {fingerprint(enrolled[site])}; the new "
             f"one is {fingerprint(key)}.",
-            advice="ask the site by phone which is right; `--replace` throws the old one out.",
+            advice="ask the site by phone which is right, and whether a new key means a new ledger "
+            "for the same patients; `--replace` throws the old key out.",
         )

@@ -9,21 +9,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
 
 from medfed.common.errors import UpdateRejectedError
 from medfed.common.files import write_atomically
 from medfed.common.networks.parameters import network_for, parameters_of
 from medfed.common.privacy.clipping import clip_update
+from medfed.common.privacy.mechanism import EvaluatedPart
 from medfed.common.study import Study
 from medfed.common.updates import Parameters, decode, encode, shapes_of
 from medfed.server.aggregation import RunningMean
+from medfed.server.collect_histograms import collect_histograms
+from medfed.server.evaluation import EvaluationCurve
+from medfed.server.link import Answer, Link, plain
 from medfed.server.rounds import (
     NOT_CONNECTED,
     Aggregate,
     Ask,
+    AskAgain,
     Command,
     DeadlinePassed,
     Event,
@@ -35,6 +39,7 @@ from medfed.server.rounds import (
     UpdateAccepted,
     advance,
     begin,
+    not_judged_by,
 )
 from medfed.server.strategies.fed_avg import FedAvg, FedAvgState
 from medfed.server.strategies.iterate_average import averaged
@@ -43,42 +48,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.2
 _REJOIN_WAIT_S = 30.0
-_REASON_LENGTH = 80
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back from a site.
-
-    Attributes:
-        site: Who, by the key it was registered with; never by its own claim.
-        update: The update in wire form, if there is one.
-        failure: Otherwise whether the site was ``lost``, ``refused``, or its answer could not be
-            read and was ``rejected``.
-        reason: Why, as a code. What a site wrote is shown shortened and without control
-            characters.
-    """
-
-    site: str
-    update: bytes | None = None
-    failure: Literal["lost", "refused", "rejected"] = "lost"
-    reason: str = ""
-
-
-class Link(Protocol):
-    """How the rounds reach the sites."""
-
-    def present(self) -> frozenset[str]:
-        """The sites of the study that are connected now."""
-        ...
-
-    def ask(self, round_: int, sites: tuple[str, ...], model: bytes, deadline_s: float) -> None:
-        """Send the global model of a round to sites; do not wait."""
-        ...
-
-    def next_answer(self) -> Answer | None:
-        """One answer that was not given before; None: none now. A late one is ignored."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -88,10 +57,15 @@ class RunResult:
     Attributes:
         state: Final state: outcome and history.
         model: The released model; float32. The initial model if no round was done.
+        validation: How the model did on the validation patients, round by round, as the
+            study asks.
+        test: How it did on the test patients in the end.
     """
 
     state: RunState
     model: Parameters
+    validation: EvaluationCurve = field(default_factory=EvaluationCurve)
+    test: EvaluationCurve = field(default_factory=EvaluationCurve)
 
 
 class StudyRun:
@@ -131,6 +105,7 @@ class StudyRun:
         self._released: Parameters | None = None
         self._updates = RunningMean(self._weights)
         self._deadline = 0.0
+        self._curves = {"validation": EvaluationCurve(), "test": EvaluationCurve()}
 
     def run(self) -> RunResult:
         """Run all rounds.
@@ -146,23 +121,65 @@ class StudyRun:
             self._on_change(state)
             for command in commands:
                 self._carry_out(command)
+            before = len(state.history)
             state, commands = advance(state, self._next_event(state))
+            if len(state.history) > before:
+                state, commands = self._judge_model(state, commands)
         for command in commands:
             self._carry_out(command)
         self._on_change(state)
-        return RunResult(state, self._model_to_release())
+        return RunResult(
+            state, self._model_to_release(), self._curves["validation"], self._curves["test"]
+        )
+
+    def _judge_model(
+        self, state: RunState, commands: tuple[Command, ...]
+    ) -> tuple[RunState, tuple[Command, ...]]:
+        """Average the round that just ended, and let the sites judge what came of it."""
+        aggregates = [command for command in commands if isinstance(command, Aggregate)]
+        for command in aggregates:
+            self._carry_out(command)
+        rest = tuple(command for command in commands if command not in aggregates)
+        round_ = state.history[-1].round
+        if aggregates and round_ in self._study.validation_rounds:
+            state = self._evaluated(state, "validation", round_)
+        if self._wants_test(state):
+            state = self._evaluated(state, "test", state.rounds)
+        return state, rest
+
+    def _wants_test(self, state: RunState) -> bool:
+        wanted = self._study.evaluation is not None and self._study.evaluation.test
+        return wanted and state.outcome in ("finished", "incomplete")
+
+    def _evaluated(self, state: RunState, part: EvaluatedPart, round_: int) -> RunState:
+        evaluation, missing = collect_histograms(
+            self._study,
+            self._link,
+            part,
+            round_,
+            encode(self._model_to_release()),
+            stop_requested=self._stop_requested,
+        )
+        self._curves[part].record(round_, evaluation)
+        return not_judged_by(state, part, round_, missing)
 
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Ask):
             deadline = self._study.cohort.round_deadline_s
             self._updates = RunningMean(self._weights)
             self._deadline = time.monotonic() + deadline
-            model = encode(self._global.parameters)
-            self._link.ask(command.round, command.sites, model, deadline)
+            self._ask(command)
+        elif isinstance(command, AskAgain):
+            log.info("sites.asked_again round=%d sites=%s", command.round, ",".join(command.sites))
+            self._ask(command)
         elif isinstance(command, Aggregate):
             self._aggregate(command)
         elif isinstance(command, Finish):
             log.info("run.over study=%s outcome=%s", self._study.name, command.outcome)
+
+    def _ask(self, command: Ask | AskAgain) -> None:
+        left = max(self._deadline - time.monotonic(), 0.0)
+        self._link.ask(command.round, command.sites, encode(self._global.parameters), left)
 
     def _aggregate(self, command: Aggregate) -> None:
         assert self._updates.sites == tuple(sorted(command.sites))
@@ -191,6 +208,8 @@ class StudyRun:
                 return self._judge(answer)
             if time.monotonic() > self._deadline:
                 return DeadlinePassed()
+            if state.lost and not (present := self._link.present()).isdisjoint(state.lost):
+                return SitesPresent(present)
             if answer is None:
                 time.sleep(_LOOK_AGAIN_S)
             else:
@@ -200,7 +219,8 @@ class StudyRun:
         """Wait for sites, at first for all of them and as long as a round may take.
 
         Later briefly, and for those that were there in the round before: one that stayed away
-        may come back any time, but nobody waits for it.
+        may come back any time, but nobody waits for it. One that delivered last time and is not
+        there now is lost, and may come back during the round (``rounds.py``).
         """
         patience, awaited = self._study.cohort.round_deadline_s, set(state.sites)
         if state.history:
@@ -218,10 +238,10 @@ class StudyRun:
             time.sleep(_LOOK_AGAIN_S)
 
     def _judge(self, answer: Answer) -> Event:
-        if answer.update is None:
-            return SiteFailed(answer.site, answer.failure, _plain(answer.reason))
+        if answer.payload is None:
+            return SiteFailed(answer.site, answer.failure, plain(answer.reason))
         try:
-            update = decode(answer.update, self._shapes, who=f"site {answer.site!r}")
+            update = decode(answer.payload, self._shapes, who=f"site {answer.site!r}")
             bound = self._study.strategy.update_norm_bound
             self._updates.add(
                 answer.site, update if bound is None else clip_update(update, bound).update
@@ -232,18 +252,12 @@ class StudyRun:
         return UpdateAccepted(answer.site)
 
 
-def _plain(reason: str) -> str:
-    """A remote party's words as they may enter a log, a headline and a report."""
-    short = reason[:_REASON_LENGTH]
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in short) or "no reason"
-
-
 def words_for(state: RunState) -> Mapping[str, str]:
     """What each site is doing, in the words that status, logs and reports share.
 
     Returns:
-        Site -> ``waiting``, ``training``, ``reported``, or why it is missing. Between rounds
-        and at the end: what became of it in the last round that ended.
+        Site -> ``waiting``, ``training``, ``reported``, or why it is missing or lost. Between
+        rounds and at the end: what became of it in the last round that ended.
     """
     if state.phase != "collecting" and state.history:
         last = state.history[-1]
@@ -254,6 +268,8 @@ def words_for(state: RunState) -> Mapping[str, str]:
             words[site] = "training"
         elif site in state.accepted:
             words[site] = "reported"
+        elif site in state.lost:
+            words[site] = f"{state.lost[site]}; will be asked again when it is back"
         else:
             words[site] = state.missing.get(site, "waiting")
     return words

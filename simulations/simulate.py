@@ -19,6 +19,7 @@ from medfed.client.ledger import Ledger, RoundKey
 from medfed.client.scans.scanset import ScanSet
 from medfed.client.session import SiteSession
 from medfed.common.errors import ApprovalError
+from medfed.common.privacy.terms import terms_of
 from medfed.common.study import Study
 from medfed.common.updates import Parameters
 from medfed.server.flower_app import GridLink
@@ -92,19 +93,24 @@ def simulated_session(study: Study, site: str, scans: ScanSet, execution: Execut
             raise ApprovalError(f"site {site!r} takes part in study {study.name!r} only.")
         return study
 
+    ledger = Ledger.in_memory(site)
+    ledger.approve(study.digest, study.name, terms_of(study, study.site_named(site)), None)
     return SiteSession(
         site=site,
         study_for=study_for,
         scans_for=lambda _: scans,
         randomness_for=lambda key: seeded_for(execution.seed, site, key),
-        ledger=Ledger(None, site=site),
+        ledger=ledger,
         prefer_device=execution.device,
     )
 
 
 def seeded_for(seed: int, site: str, key: RoundKey) -> SeededRandomness:
     """The randomness of one site in one round of a repeatable run."""
-    return SeededRandomness(f"medfed seed={seed} study={key.digest} site={site} round={key.round}")
+    about = "" if key.purpose == "train" else f" purpose={key.purpose}"
+    return SeededRandomness(
+        f"medfed seed={seed} study={key.digest} site={site} round={key.round}{about}"
+    )
 
 
 def use_threads(count: int) -> None:

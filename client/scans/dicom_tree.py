@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from medfed.client.scans.patients import Pseudonymise
 from medfed.client.scans.pixels import DicomScan, read_dicom
 from medfed.client.scans.refusals import RefusedScanError
 from medfed.client.scans.scanset import PARTS, ScanSet
@@ -35,7 +36,9 @@ class Entry(NamedTuple):
     part: int | None
 
 
-def read_dicom_tree(folder: Path, study: Study) -> ScanSet:
+def read_dicom_tree(
+    folder: Path, study: Study, pseudonymise: Pseudonymise | None = None
+) -> ScanSet:
     """Read the scans that a folder's worklist names.
 
     A file that is no usable scan is counted in ``refused`` with its reason and left out. A scan
@@ -45,6 +48,7 @@ def read_dicom_tree(folder: Path, study: Study) -> ScanSet:
     Args:
         folder: Holds ``worklist.csv`` and the files it names.
         study: Says the labels, the split and how a scan becomes a tensor.
+        pseudonymise: How the ledger names patients.
 
     Returns:
         The scans in the worklist's order, whatever the order on disk. Private.
@@ -78,6 +82,7 @@ def read_dicom_tree(folder: Path, study: Study) -> ScanSet:
         study,
         unit="patient" if all(scan.patient_id for scan in scans) else "image",
         refused=refused,
+        pseudonymise=pseudonymise,
     )
 
 

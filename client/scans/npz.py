@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medfed.client.scans.patients import Pseudonymise
 from medfed.client.scans.scanset import PARTS, ScanSet
 from medfed.client.scans.tensors import tensor_of
 from medfed.common.errors import ScanError
@@ -45,12 +46,13 @@ class Pictures(NamedTuple):
     unit: str
 
 
-def read_npz(path: Path, study: Study) -> ScanSet:
+def read_npz(path: Path, study: Study, pseudonymise: Pseudonymise | None = None) -> ScanSet:
     """Read a data set from one ``.npz`` file.
 
     Args:
         path: The file. Nothing in it is unpickled.
         study: Says the group key, the labels and how a picture becomes a tensor.
+        pseudonymise: How the ledger names patients.
 
     Returns:
         The scans in the file's order; train, validation, test in the first form. Private.
@@ -70,7 +72,13 @@ def read_npz(path: Path, study: Study) -> ScanSet:
         )
     tensors = [tensor_of(image / 255.0, study.scans) for image in pictures.images]
     return ScanSet.assemble(
-        tensors, pictures.labels, pictures.keys, pictures.parts, study, unit=pictures.unit
+        tensors,
+        pictures.labels,
+        pictures.keys,
+        pictures.parts,
+        study,
+        unit=pictures.unit,
+        pseudonymise=pseudonymise,
     )
 
 

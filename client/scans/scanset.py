@@ -1,13 +1,14 @@
 """The scans of one site (or of one simulated site), checked and in memory.
 
 Everything here but the shape of one tensor and the kind of privacy unit is private: pixels,
-labels, who belongs together, and every count. Patient identifiers are not kept at all; a
-patient is a running number that means nothing outside this object.
+labels, who belongs together, and every count. Patient identifiers are not kept; a patient is a
+running number that means nothing outside this object, and, at a site with a ledger, a keyed
+pseudonym that means something only there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, Self
@@ -15,6 +16,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from medfed.client.scans.patients import Pseudonymise
 from medfed.common.errors import ScanError
 from medfed.common.study import Study
 
@@ -50,6 +52,8 @@ class ScanSet:
             key. Public.
         refused: Reason → number of files left out when the set was read. Private; told to
             the site's admin only. Empty in a selection.
+        pseudonyms: Patient index → the name by which the site's ledger knows the patient.
+            Private. Empty where there is no ledger (simulation).
 
     Raises:
         ScanError: a patient has scans in more than one part.
@@ -65,6 +69,7 @@ class ScanSet:
     part: NDArray[np.uint8]
     unit: str
     refused: Mapping[str, int] = field(default_factory=dict)
+    pseudonyms: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         _check_arrays(self)
@@ -127,13 +132,30 @@ class ScanSet:
             raise ValueError("a selected patient is not in this set")
         return self._chosen(np.isin(self.patient, chosen))
 
+    def only(self, eligible: Collection[bytes] | None) -> ScanSet:
+        """Give the scans of patients whom the ledger lets take part.
+
+        Args:
+            eligible: Their pseudonyms; None: everyone. Private.
+
+        Returns:
+            A set with new storage, or this one.
+        """
+        if eligible is None:
+            return self
+        named = [index for index, name in enumerate(self.pseudonyms) if name in eligible]
+        return self.select(np.asarray(named, dtype=np.int64))
+
     def _chosen(self, keep: NDArray[np.bool_]) -> ScanSet:
+        chosen = self.patient[keep].tolist()
+        names = self.pseudonyms
         return ScanSet(
             images=self.images[keep],
             labels=self.labels[keep],
-            patient=number_in_order(self.patient[keep].tolist()),
+            patient=number_in_order(chosen),
             part=self.part[keep],
             unit=self.unit,
+            pseudonyms=tuple(names[p] for p in dict.fromkeys(chosen)) if names else (),
         )
 
     @classmethod
@@ -147,6 +169,7 @@ class ScanSet:
         *,
         unit: str,
         refused: Mapping[str, int] | None = None,
+        pseudonymise: Pseudonymise | None = None,
     ) -> Self:
         """Join what a layout read into a set: number the patients and split them.
 
@@ -160,6 +183,7 @@ class ScanSet:
             study: Its split rule decides.
             unit: See the class.
             refused: See the class.
+            pseudonymise: Names the patients for the ledger; None: they get no names.
 
         Raises:
             ScanError: the study takes the split as given and the data set gives none, or a
@@ -183,6 +207,9 @@ class ScanSet:
             part=np.asarray(parts, dtype=np.uint8),
             unit=unit,
             refused=dict(refused or {}),
+            pseudonyms=tuple(pseudonymise(key) for key in dict.fromkeys(keys))
+            if pseudonymise
+            else (),
         )
 
 
@@ -202,5 +229,7 @@ def _check_arrays(scans: ScanSet) -> None:
             raise ValueError(f"{name}: its length differs from that of labels")
     if not np.array_equal(scans.patient, number_in_order(scans.patient.tolist())):
         raise ValueError("patient: not numbered from 0 in order of first appearance")
+    if scans.pseudonyms and len(set(scans.pseudonyms)) != scans.patients:
+        raise ValueError("pseudonyms: not one for each patient")
     if len(scans.part) and scans.part.max() > TEST:
         raise ValueError("part: a value is none of TRAIN, VALIDATION and TEST")

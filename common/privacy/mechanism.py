@@ -16,10 +16,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from medfed.common.errors import ConfigError
 from medfed.common.privacy.accounting import epsilon, noise_multiplier_for
+from medfed.common.privacy.histogram import HistogramMechanism
 from medfed.common.study import Site, Study, steps_per_round
+
+EvaluatedPart: TypeAlias = Literal["validation", "test"]
+"""Whose histograms: patients who validate, or patients who test. No patient is both."""
 
 
 @dataclass(frozen=True)
@@ -118,3 +123,67 @@ def epsilon_after(study: Study, site: Site, rounds: int) -> float:
         return math.inf if rounds else 0.0
     m = mechanism_for(study, site)
     return epsilon(m.noise_multiplier, m.sampling_rate, m.steps_per_round * rounds, m.delta)
+
+
+def histograms_of(study: Study, part: EvaluatedPart) -> int:
+    """Count the score histograms of one part over the study's whole schedule."""
+    if study.evaluation is None:
+        return 0
+    return len(study.validation_rounds) if part == "validation" else int(study.evaluation.test)
+
+
+def histogram_mechanism(study: Study, part: EvaluatedPart) -> HistogramMechanism:
+    """Derive the mechanism of one part's score histograms from the study.
+
+    If the study names a target epsilon the noise multiplier is the smallest that keeps *all* of
+    the part's histograms within it.
+
+    Raises:
+        ConfigError: the study asks for no histogram of that part.
+
+    Guarantee:
+        A function of the study alone, the same at every site.
+    """
+    wanted, count, delta = study.evaluation, histograms_of(study, part), study.privacy.delta
+    if wanted is None or delta is None or not count:
+        raise ConfigError(
+            f"study {study.name!r} asks for no score histogram of {part} patients.",
+            advice="set evaluation.every (validation) or evaluation.test in the study.",
+        )
+    sigma = wanted.noise_multiplier
+    if sigma is None:
+        assert wanted.target_epsilon is not None  # the study file requires one of the two
+        sigma = noise_multiplier_for(wanted.target_epsilon, delta, 1.0, count)
+    two = study.classes == 2
+    return HistogramMechanism(
+        bins=wanted.bins,
+        targets=(study.task.positive_index,) if two else tuple(range(study.classes)),
+        noise_multiplier=sigma,
+        histograms=count,
+        delta=delta,
+    )
+
+
+def evaluation_epsilon(study: Study, part: EvaluatedPart) -> float:
+    """Epsilon of the study's whole schedule of histograms for the patients of one part.
+
+    Returns:
+        Epsilon at ``study.privacy.delta``; 0.0 where the study asks for no histogram of the part.
+    """
+    if not histograms_of(study, part):
+        return 0.0
+    mechanism = histogram_mechanism(study, part)
+    return epsilon(*mechanism.whole_spend, mechanism.delta)
+
+
+def dearest_epsilon(study: Study, site: Site) -> float:
+    """Epsilon of the patients who pay most: those who train, who validate or who test.
+
+    Returns:
+        At ``study.privacy.delta``, for the whole schedule; infinite without privacy.
+    """
+    return max(
+        study_epsilon(study, site),
+        evaluation_epsilon(study, "validation"),
+        evaluation_epsilon(study, "test"),
+    )

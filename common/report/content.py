@@ -102,6 +102,49 @@ class SiteRow:
         return self.auroc.value - self.alone.value
 
 
+@dataclass(frozen=True, slots=True)
+class NoisedFigure:
+    """A figure computed from noised histograms of scores. Public.
+
+    Attributes:
+        name: Ends in ``_noised``: ``"auroc_noised"``.
+        interval: The figure with its interval, which counts noise and patients; None: hidden.
+        reason: Why it is hidden, else ``""``.
+
+    Raises:
+        ValueError: the name does not end in ``_noised``.
+    """
+
+    name: str
+    interval: Interval | None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.endswith("_noised"):
+            raise ValueError(f"a figure from noised histograms must say so, got {self.name!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisedEvaluation:
+    """What the sites together said of one model, each on its own patients. Noised, so public.
+
+    Attributes:
+        part: ``"validation"`` or ``"test"``: whose scans.
+        round: The round that the model came out of, >= 1.
+        sites: Sites that reported; the figures are about their patients alone.
+        epsilon: What the study's histograms cost each patient of the part in all, at ``delta``.
+        delta: In (0, 1).
+        figures: In the order in which they are shown; empty if no site reported.
+    """
+
+    part: Literal["validation", "test"]
+    round: int
+    sites: tuple[str, ...]
+    epsilon: float
+    delta: float
+    figures: tuple[NoisedFigure, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """One run, as its reader needs it. All of it is shown; none of it is checked for privacy.
@@ -124,6 +167,7 @@ class RunReport:
         pooled: The global model on the test patients of all sites together.
         curve: Pairs ``(round, figure)`` of the global model on the pooled test patients, rounds
             from 1 (0 is the untrained model), ascending. Empty if not measured.
+        evaluations: What the sites said of the model, from noised histograms.
         notes: Warnings, one sentence each: ``"the scans have no patient ids: ..."``.
         seconds: Wall time per phase, in s; phases follow each other and do not overlap.
         seeds: Pairs ``(seed, pooled figure)`` if the study was repeated. The other fields are
@@ -149,6 +193,7 @@ class RunReport:
     page_path: str = ""
     pooled: Interval | None = None
     curve: tuple[tuple[int, float], ...] = ()
+    evaluations: tuple[NoisedEvaluation, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     seeds: tuple[tuple[int, float], ...] = ()

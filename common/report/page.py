@@ -37,6 +37,7 @@ def page_html(report: RunReport) -> str:
         results.site_table(report),
         results.forest(report),
         results.curve(report),
+        sections.evaluations(report),
         sections.privacy(report),
         sections.making(report),
         sections.glossary(),

@@ -13,7 +13,10 @@ from medfed.common.report.words import (
     delta_text,
     duration,
     epsilon_text,
+    evaluation_head,
     figure,
+    noised_name,
+    noised_text,
     relation,
 )
 
@@ -91,6 +94,18 @@ def privacy(report: RunReport) -> str:
             "about a patient.</strong>"
         )
     return section("Privacy", paragraphs(lines)) if lines else ""
+
+
+def evaluations(report: RunReport) -> str:
+    """Show what the sites said of the model on their own patients."""
+    if not report.evaluations:
+        return ""
+    blocks = []
+    for evaluation in report.evaluations:
+        entries = [(noised_name(f.name), safe(noised_text(f))) for f in evaluation.figures]
+        head = evaluation_head(evaluation)
+        blocks.append(f"<h3>{safe(head[0].upper() + head[1:])}</h3>{terms(entries)}")
+    return section("Judged at the sites, from noised counts", "".join(blocks))
 
 
 def making(report: RunReport) -> str:

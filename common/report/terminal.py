@@ -16,7 +16,10 @@ from medfed.common.report.words import (
     OUTCOMES,
     clean,
     duration,
+    evaluation_head,
     levels,
+    noised_name,
+    noised_text,
     relation,
     seeds_text,
     unit_noun,
@@ -62,6 +65,7 @@ def print_report(report: RunReport, *, console: Console | None = None) -> None:
             screen.say(f"* {row.site}: {row.missing}", "red")
     for note in report.notes:
         screen.say(f"! {note}", "yellow")
+    _say_evaluations(screen, report)
     screen.gap()
     for line in _meaning(report):
         screen.say(line)
@@ -70,6 +74,17 @@ def print_report(report: RunReport, *, console: Console | None = None) -> None:
     screen.gap()
     screen.place("Model:  ", report.model_path)
     screen.place("Report: ", report.page_path)
+
+
+def _say_evaluations(screen: _Screen, report: RunReport) -> None:
+    if report.evaluations:
+        screen.gap()
+        screen.say("Judged at the sites on their own patients, from noised counts:")
+    for evaluation in report.evaluations:
+        screen.say(f"  {evaluation_head(evaluation)}")
+        for figure in evaluation.figures:
+            text = noised_text(figure).translate(_PLAIN)
+            screen.say(f"    {noised_name(figure.name):18}{text}")
 
 
 class _Screen:

@@ -8,7 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from medfed.common.report.content import Interval, Metric, Outcome, RunReport, SiteRow
+from medfed.common.report.content import (
+    Interval,
+    Metric,
+    NoisedEvaluation,
+    NoisedFigure,
+    Outcome,
+    RunReport,
+    SiteRow,
+)
 
 OUTCOMES: dict[Outcome, str] = {
     "finished": "Finished as planned",
@@ -48,6 +56,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "change of its weights, which the server averages.",
     ),
     (
+        "Judged at the sites",
+        "Each site scores its own validation or test patients and reports only counts with noise "
+        "added; the figures are computed from these, and their intervals allow for the noise.",
+    ),
+    (
         "Epsilon (ε)",
         "The limit on what anyone can learn about one patient from all that a site released. "
         "Smaller is more private; 0 reveals nothing. It compares two data sets that differ by "
@@ -59,6 +72,40 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
 )
 """Terms and their plain meaning, in the order in which a reader meets them."""
+
+
+NOISED_NAMES = {
+    "auroc": "AUROC",
+    "pr_auc": "PR-AUC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
+}
+
+
+def noised_name(name: str) -> str:
+    """Say the name of a noised figure: ``macro_auroc_noised`` as ``macro AUROC``."""
+    bare = name.removesuffix("_noised")
+    macro = "macro " if bare.startswith("macro_") else ""
+    bare = bare.removeprefix("macro_")
+    return macro + NOISED_NAMES.get(bare, bare)
+
+
+def evaluation_head(evaluation: NoisedEvaluation) -> str:
+    """Say what an evaluation is of, and what it costs."""
+    sites = ", ".join(evaluation.sites) or "no site"
+    return (
+        f"{evaluation.part} patients after round {evaluation.round} ({sites}; their epsilon "
+        f"{epsilon_text(evaluation.epsilon)} at delta {delta_text(evaluation.delta)})"
+    )
+
+
+def noised_text(figure_: NoisedFigure) -> str:
+    """Say a figure from noised histograms: ``0.953 (0.931-0.975)``, or why it is hidden."""
+    if figure_.interval is None:
+        return f"not shown: {figure_.reason}"
+    return f"{figure(figure_.interval.value)} ({bounds(figure_.interval)})"
 
 
 def clean(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands of a researcher: the demo, simulations, and study files."""
+"""Commands of a researcher: the demo, simulations, audits, and study files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of a researcher to the program."""
     app.command()(demo)
     app.command()(simulate)
+    app.command()(audit_privacy)
     app.add_typer(study_app, name="study")
 
 
@@ -97,6 +98,83 @@ def simulate(
     _finish(report, folder, format)
 
 
+def audit_privacy(
+    study: Annotated[Path, typer.Argument(help="The study file.")],
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="A site whose declared numbers to audit; again for more. Default: all."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Seeded noise, to repeat an audit. Default: a site's secret noise."
+        ),
+    ] = None,
+    canaries: Annotated[
+        int, typer.Option(min=100, max=20_000, help="More bound epsilon more tightly.")
+    ] = 4000,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that train.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="A file for the result, as JSON with the study's digest.")
+    ] = None,
+    format: FormatOption = Format.TEXT,
+) -> None:
+    """Test the code that protects patients against what a study claims of it.
+
+    Planted synthetic patients measure what one of them can move, the noise and the sampling;
+    planted canaries bound epsilon from below. Reads no patient's data. Ends with exit code 11
+    if a check fails, so that a release can depend on it.
+
+    Example: medfed audit-privacy study.toml --out audit.json
+    """
+    import torch
+
+    from medfed.common.errors import PrivacyError
+    from medfed.common.study import load_study
+    from medfed.simulations.privacy_audit.audit import audit_study
+    from medfed.simulations.privacy_audit.result import audit_json
+    from medfed.simulations.privacy_audit.show import print_audit
+
+    checked = load_study(study)
+    torch.set_num_threads(threads)
+    result = audit_study(
+        checked,
+        sites=tuple(site or ()),
+        seed=seed,
+        canaries=canaries,
+        device=device,
+        progress=_progress(format),
+    )
+    if out is not None:
+        _write_result(out, audit_json(result))
+    if format is Format.JSON:
+        typer.echo(audit_json(result), nl=False)
+    else:
+        print_audit(result)
+    if not result.passed:
+        names = "; ".join(f"{check.site}: {check.name}" for check in result.failed)
+        raise PrivacyError(
+            f"study {checked.name!r}: {len(result.failed)} of {len(result.checks)} checks of the "
+            f"privacy mechanism failed ({names}). Its epsilon cannot be relied on.",
+            advice="release nothing that this installation trained; compare it with a clean "
+            "installation of the same version.",
+        )
+
+
+def _write_result(path: Path, text: str) -> None:
+    from medfed.common.errors import ConfigError
+    from medfed.common.files import write_atomically
+
+    try:
+        write_atomically(path, text.encode("ascii"), mode=0o644)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {path}: cannot be written ({error.strerror}).",
+            advice="name a file in a folder that exists.",
+        ) from error
+
+
 def _finish(report: RunReport, folder: Path, format: Format) -> None:
     """Write the page, print the report, the figures last; exit as the run ended."""
     from dataclasses import replace
@@ -166,14 +244,16 @@ def show(
     Example: medfed study show study.toml
     """
     from medfed.common.privacy.accounting import NEIGHBOURS
-    from medfed.common.privacy.mechanism import study_epsilon
+    from medfed.common.privacy.mechanism import evaluation_epsilon, study_epsilon
+    from medfed.common.privacy.terms import EVALUATED_PARTS
     from medfed.common.study import load_study
 
     study = load_study(path)
     epsilons = {s.name: study_epsilon(study, s) if study.private else None for s in study.site}
     if format is Format.JSON:
         facts = {"digest": study.digest, "study": study.model_dump(mode="json")}
-        typer.echo(json.dumps({**facts, "epsilon": epsilons}))
+        judged = {part: evaluation_epsilon(study, part) for part in EVALUATED_PARTS}
+        typer.echo(json.dumps({**facts, "epsilon": epsilons, "evaluation_epsilon": judged}))
         return
     typer.echo(f"Study {study.name}: {study.study.purpose}")
     typer.echo(f"  digest   {study.digest}")
@@ -187,3 +267,8 @@ def show(
             else f"epsilon {epsilon:.3f} at delta {study.privacy.delta:g} ({NEIGHBOURS})"
         )
         typer.echo(f"  site {site.name}: {site.declared_patients} declared patients; {cost}")
+    for part in EVALUATED_PARTS:
+        if spent := evaluation_epsilon(study, part):
+            typer.echo(
+                f"  {part} patients, for score histograms: epsilon {spent:.3f} at the same delta"
+            )

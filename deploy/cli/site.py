@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medfed.deploy.cli import site_ledger
 from medfed.deploy.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ site_app = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of a hospital to the program."""
+    site_ledger.register(site_app)
     app.add_typer(site_app, name="site")
     app.command()(client)
 
@@ -37,6 +39,16 @@ def init(
     server: Annotated[str, typer.Option(help="host:port of the coordinator's server.")],
     ca: Annotated[Path, typer.Option(help="The server's ca.pem, sent by the coordinator.")],
     root: _RootOfSite = None,
+    patient_array: Annotated[
+        str | None, typer.Option(help="In an .npz: the array that says whose each scan is.")
+    ] = None,
+    witness: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that remembers how far the ledger has come; keep it out of backups.",
+            show_default="in ~/.local/state/medfed, one for these scans",
+        ),
+    ] = None,
     format: FormatOption = Format.TEXT,
 ) -> None:
     """Make a site: its folder, its keys and its site.toml.
@@ -47,7 +59,16 @@ def init(
     from medfed.client.site_root import create_site
     from medfed.common.trust.keys import fingerprint, read_public_key
 
-    made = create_site(root or _root_of(site), name=site, scans=scans, server=server, ca=ca)
+    folder = root or _root_of(site)
+    made = create_site(
+        folder,
+        name=site,
+        scans=scans,
+        server=server,
+        ca=ca,
+        patient_array=patient_array,
+        witness=witness,
+    )
     mark = fingerprint(read_public_key(made.public_key))
     if format is Format.JSON:
         _write(
@@ -61,6 +82,7 @@ def init(
         return
     typer.echo(
         f"Site {made.name} is in {made.folder}; keep a backup of it, and show it to nobody.\n"
+        f"Its witness is {made.witness}; keep that out of the backups.\n"
         f"Next steps:\n"
         f"  1. Send {made.public_key} to the coordinator as {made.name}.pub; compare the\n"
         f"     fingerprint by phone: {mark}\n"
@@ -145,6 +167,8 @@ def approve(
                 "digest": given.digest,
                 "epsilon": given.epsilon if private else None,
                 "delta": given.delta,
+                "eligible_patients": given.eligible[0],
+                "training_patients": given.eligible[1],
             }
         )
         return
@@ -156,8 +180,16 @@ def approve(
     typer.echo(
         f"Site {site.name} approved study {given.study}, digest {given.digest}.\n"
         f"Its whole schedule costs a patient here {cost}.\n"
+        f"Set aside for {given.eligible[0]} of {given.eligible[1]} training patients (that is for "
+        "you only); the others\ncannot afford it beside earlier studies and take no part. Patients "
+        "who come later take part\nin the next study.\n"
         f"Next step: medfed client --site {site.name} --root {site.folder}"
     )
+    if not given.eligible[0]:
+        typer.secho(
+            "Warning: no patient here can take part; the site would send noise only.",
+            fg=typer.colors.YELLOW,
+        )
 
 
 def client(

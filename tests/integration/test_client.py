@@ -20,7 +20,12 @@ from tests.support.sites import STUDY, make_ready_site, make_site
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 MEDFED = (sys.executable, "-m", "medfed.deploy.cli")
-UNKNOWN = {"digest": "a" * 64, "run": "r-1", "round": "1"}  # a study that nobody approved
+UNKNOWN = {
+    "digest": "a" * 64,
+    "run": "r-1",
+    "round": "1",
+    "purpose": "train",
+}  # a study that nobody approved
 
 
 class Client:
@@ -104,8 +109,11 @@ def test_a_site_without_an_approved_study_does_not_join(tmp_path: Path) -> None:
 
 
 def test_an_empty_scan_folder_is_told_before_joining(tmp_path: Path) -> None:
-    (tmp_path / "scans").mkdir()
-    refused(make_ready_site(tmp_path, scans=tmp_path / "scans"), 16, [str(tmp_path / "scans")])
+    site = make_ready_site(tmp_path)  # the scans went away after the approval
+    site.scans.unlink()
+    site.scans.mkdir()
+    (site.scans / "rest").touch()
+    refused(site, 16, [str(site.scans)])
 
 
 def test_a_server_that_does_not_answer_is_tried_again_and_then_told(tmp_path: Path) -> None:

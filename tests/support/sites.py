@@ -51,6 +51,12 @@ name = "B"
 declared_patients = 40
 """
 
+WITHOUT_PRIVACY = (
+    STUDY[STUDY.index("[privacy]") : STUDY.index("[cohort]")],
+    '[privacy]\nmode = "none"\n',
+)
+"""For `make_study`: the same study without privacy."""
+
 
 def make_study(*changes: tuple[str, str]) -> Study:
     """The study of these tests, with pieces of its text replaced."""
@@ -88,6 +94,7 @@ def make_site(
         scans=scans or write_scans(folder / f"{name}.npz"),
         server=server,
         ca=ca or new_authority(folder / f"trust-{name}"),
+        patient_array="patient",
     )
     with (root / "site.toml").open("a") as file:
         file.write(limits)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from medfed.client.approvals import approve
+from medfed.client.approvals import approve, withdraw
 from medfed.client.flower_app import open_session, refuse, reply_content
 from medfed.client.noise import SecretRandomness
 from medfed.client.session import RoundRequest
-from medfed.common.errors import ScanError, TrustError
+from medfed.common.errors import LedgerMismatchError, ScanError, TrustError
 from medfed.common.networks.parameters import network_for, parameters_of
+from medfed.common.trust.ledger_head import Head, HeadSigner
 from medfed.common.updates import decode, encode, shapes_of
 from tests.support.sites import make_ready_site, make_site, make_study
 
@@ -86,12 +87,12 @@ def replace_policy(settings):  # type: ignore[no-untyped-def]  # a pydantic copy
     return settings.model_copy(update={"policy": policy})
 
 
-def test_scans_without_patients_cannot_keep_a_promise_to_patients(tmp_path: Path) -> None:
-    # Found by an attack: each image was protected, and the admin was told each patient was.
-    study = make_study(('group_key = "patient"\n', ""))
-    site = make_ready_site(tmp_path, study)
+def test_scans_that_lost_their_patients_cannot_keep_a_promise_to_patients(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+    with np.load(site.scans) as arrays:
+        np.savez(site.scans, images=arrays["images"], labels=arrays["labels"])
 
-    with pytest.raises(ScanError, match="protects patients"):
+    with pytest.raises(ScanError, match="patient"):
         open_session(site.folder)
 
 
@@ -100,17 +101,63 @@ def test_flowers_own_executor_is_refused() -> None:
         refuse(None, None)  # type: ignore[arg-type]  # never looked at
 
 
-def test_a_message_becomes_a_reply(tmp_path: Path) -> None:
-
+def message(round_: int = 1, *, purpose: str = "train", known: Head | None = None) -> RecordDict:
     content = RecordDict(
         {
-            "round": ConfigRecord({"digest": STUDY.digest, "run": "run-1", "round": 1}),
+            "round": ConfigRecord(
+                {"digest": STUDY.digest, "run": "run-1", "round": round_, "purpose": purpose}
+            ),
             "model": ArrayRecord({"bytes": Array(np.frombuffer(start(), np.uint8))}),
         }
     )
+    if known is not None:
+        content["head"] = ConfigRecord(known._asdict())
+    return content
 
-    reply = reply_content(open_session(make_ready_site(tmp_path).folder), content)
 
-    update = reply.array_records["update"]["bytes"].numpy().tobytes()
+def test_a_message_becomes_a_reply(tmp_path: Path) -> None:
+    session = open_session(make_ready_site(tmp_path).folder)
+
+    reply = reply_content(session, message())
+
+    update = reply.array_records["release"]["bytes"].numpy().tobytes()
     decode(update, shapes_of(parameters_of(network_for(STUDY))), who="site A")
-    assert list(reply.config_records) == [] and list(reply.metric_records) == []
+    assert dict(reply.config_records["head"]) == session.ledger.head._asdict()
+    assert list(reply.config_records) == ["head"] and list(reply.metric_records) == []
+
+
+def test_a_head_that_the_server_sends_is_held_against_the_ledger(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+    session = open_session(site.folder)
+    known = session.ledger.head
+    ahead = HeadSigner(site.node_key).sign(99, "a" * 64)
+
+    assert "release" in reply_content(session, message(known=known)).array_records
+    for head, code in ((known._replace(hash="x"), "wrong-message"), (ahead, "ledger-mismatch")):
+        reply = reply_content(session, message(2, known=head))
+        assert dict(reply.config_records["fact"]) == {"code": code}
+        assert list(reply.array_records) == []
+
+
+def test_what_the_admin_does_with_commands_holds_for_a_site_that_runs(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+    session = open_session(site.folder)
+    assert session.answer(ask()).payload is not None
+
+    withdraw(site, STUDY.digest)  # as `medfed site withdraw` does, in another process
+
+    assert session.answer(ask(2)).code == "not-approved"
+    assert session.answer(ask()).code == "not-approved"  # nor are old bytes sent again
+
+
+def test_a_site_whose_ledger_was_put_back_does_not_start(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+    copy = {file.name: file.read_bytes() for file in site.folder.glob("ledger.db*")}
+    open_session(site.folder).answer(ask())
+    for file in site.folder.glob("ledger.db*"):
+        file.unlink()
+    for name, content in copy.items():
+        (site.folder / name).write_bytes(content)
+
+    with pytest.raises(LedgerMismatchError, match="put back from a backup"):
+        open_session(site.folder)

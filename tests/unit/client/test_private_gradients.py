@@ -25,6 +25,7 @@ from medfed.common.networks.network import loss_per_scan
 from medfed.simulations.seeded import SeededRandomness
 
 CLASSES = 3
+SMALL = ("cnn28", "cnn32-shallow", "medfed-small", "scatter-small")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -122,6 +123,16 @@ def pick(batch: PatientBatch, first: int, last: int) -> PatientBatch:
     )
 
 
+def padded(batch: PatientBatch, padding: int) -> PatientBatch:
+    """The batch with rows of zeros after it that belong to nobody."""
+    zeros = batch.inputs.new_zeros(padding, *batch.inputs.shape[1:])
+    labels = batch.labels.new_zeros(padding)
+    return batch._replace(
+        inputs=torch.cat([batch.inputs, zeros]), labels=torch.cat([batch.labels, labels]),
+        padding=padding,
+    )  # fmt: skip
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
 
@@ -211,6 +222,93 @@ def test_sum_equals_clipping_one_patient_at_a_time(
     assert relative(got, brute_force(network, batch, clip_norm)) < 1e-4
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    way=st.sampled_from(WAYS),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    seed=st.integers(0, 10**6),
+)
+@example("ghost", (2, 3), (1, 1), (1, 3), (3, 3), (1, 1), (5, 6), [2, 1], 0)  # only padding meets
+def test_a_convolution_of_any_shape_is_clipped_right(
+    way: str,
+    channels: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    sides: tuple[int, int],
+    sizes: list[int],
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(*channels, kernel, stride, padding, dilation), nn.Tanh(), nn.Flatten(),
+        nn.LazyLinear(CLASSES),
+    )  # fmt: skip
+    batch = patients(*sizes, seed=seed, shape=(channels[0], *sides))
+    network(batch.inputs)  # sets the size of the last layer
+    network = network.double()
+    batch = batch._replace(inputs=batch.inputs.double())
+    norms = [float(g.norm()) for g in patient_gradients(network, batch)]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        force(way, monkeypatch)
+        exact = summed(network, batch, clip_norm=1e6)
+        clipped = summed(network, batch, clip_norm=min(norms) / 2)
+
+    assert relative(exact, brute_force(network, batch, 1e6)) < 1e-12  # 1e4 roundings of 1e-16
+    # the slack of a ghost norm: 1e-6 of the square of what cancels in it
+    assert relative(clipped, brute_force(network, batch, min(norms) / 2)) < 1e-4
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(NETS)),
+    way=st.sampled_from(WAYS),
+    sizes=st.lists(st.integers(1, 4), min_size=2, max_size=5),
+    bad=st.sampled_from([math.nan, math.inf, -math.inf]),
+    row=st.integers(0, 10**6),
+    padding=st.integers(0, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_a_patient_with_a_bad_scan_leaves_the_others_as_brute_force_has_them(
+    name: str, way: str, sizes: list[int], bad: float, row: int, padding: int, seed: int
+) -> None:
+    network, batch = build(name, seed), patients(*sizes, seed=seed)
+    row %= len(batch.unit)
+    others = torch.arange(batch.units) != batch.unit[row]
+    gradients = torch.stack(patient_gradients(network, batch))[others]
+    clip_norm = float(gradients.norm(dim=1).median())
+    factor = (clip_norm * (1 - MARGIN) / gradients.norm(dim=1)).clamp(max=1)
+    batch.inputs[row, 0, 2, 2] = bad
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        force(way, monkeypatch)
+        got = summed(network, padded(batch, padding), clip_norm)
+
+    assert relative(got, factor @ gradients) < 1e-4
+
+
+def test_augmented_copies_of_scans_are_one_unit_with_their_patient() -> None:
+    network, scans = build("Residual").double(), patients(2, 1, 3)
+    copies = torch.stack([scans.inputs, scans.inputs.flip(3), scans.inputs.roll(1, 2)], dim=1)
+    batch = PatientBatch(  # three copies of each scan, side by side
+        copies.flatten(0, 1).double(), scans.labels.repeat_interleave(3),
+        scans.unit.repeat_interleave(3), scans.units,
+    )  # fmt: skip
+    norms = [float(g.norm()) for g in patient_gradients(network, batch)]
+
+    got = summed(network, batch, clip_norm=min(norms) / 2, scans=9)
+
+    assert relative(got, brute_force(network, batch, min(norms) / 2)) < 1e-4
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_every_way_gives_the_same_sum(name: str, way: str) -> None:
     network, batch = build(name), patients(1, 4, 2, 1, 3)
@@ -248,26 +346,56 @@ def test_the_ghost_norm_is_chosen_for_small_maps_and_only_by_shape() -> None:
         return layer_gradients._ghost_is_cheaper(layer, x, y, scans)
 
     assert chosen(nn.Conv2d(64, 64, 3, padding=1), 4)
-    assert not chosen(nn.Conv2d(64, 64, 3, padding=1), 4, scans=20)  # too many pairs
+    assert not chosen(nn.Conv2d(64, 64, 3, padding=1), 4, scans=60)  # too many pairs
     assert not chosen(nn.Conv2d(64, 64, 3, padding=1, groups=2), 4)  # not worked out for groups
     assert not chosen(nn.Conv2d(3, 8, 3, padding=1), 28)
+
+
+def registered(name: str, *sizes: int) -> tuple[nn.Module, PatientBatch]:
+    """What is trained of a network of the registry, and patients as it takes them."""
+    spec = NETWORKS[name]
+    side, channels = spec.min_size, spec.channels
+    network = build_network(name, channels=channels, size=side, classes=spec.classes, seed=0)
+    batch = patients(*sizes, shape=(channels, side, side))
+    features = batch.inputs if network.front is None else network.front(batch.inputs)
+    return network.body, batch._replace(inputs=features, labels=batch.labels % 2)
+
+
+def sum_of_registered(body: nn.Module, batch: PatientBatch, clip_norm: float) -> Tensor:
+    sums = clipped_sums(body, loss_per_scan, batch, clip_norm=clip_norm)
+    return flat([sums[p] for p in body.parameters()])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_of_the_registry_is_clipped_right(name: str) -> None:
     # in float64: densenet121 itself is only good to 3e-4 in float32
-    spec = NETWORKS[name]
-    side, channels = spec.min_size, spec.channels
-    network = build_network(name, channels=channels, size=side, classes=spec.classes, seed=0)
-    body, batch = network.body, patients(1, 1, shape=(channels, side, side))
-    features = batch.inputs if network.front is None else network.front(batch.inputs)
-    batch = batch._replace(inputs=features.double(), labels=batch.labels % 2)
+    body, batch = registered(name, 1, 2)
+    batch = batch._replace(inputs=batch.inputs.double())
     clip_norm = 0.1  # below the norm of every patient, in all of them
 
-    sums = clipped_sums(body.double(), loss_per_scan, batch, clip_norm=clip_norm)
+    got = sum_of_registered(body.double(), batch, clip_norm)
 
-    got = flat([sums[p] for p in body.parameters()])
     assert relative(got, brute_force(body, batch, clip_norm, loss_per_scan)) < 1e-4
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_networks_are_right_to_a_millionth_in_float32(name: str) -> None:
+    body, batch = registered(name, 1, 3, 2, 1)
+
+    got = sum_of_registered(body, batch, clip_norm=1e3)  # nobody is clipped
+
+    assert relative(got, brute_force(body, batch, 1e3, loss_per_scan)) < 1e-6
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_networks_are_clipped_to_within_the_slack_of_a_norm(name: str) -> None:
+    body, batch = registered(name, 1, 1, 1)
+    batch = batch._replace(inputs=batch.inputs.double())
+
+    got = sum_of_registered(body.double(), batch, clip_norm=0.1)  # all are clipped
+
+    # A ghost norm is made larger by 5e-7 times the square of what cancels in it, here some 4.
+    assert relative(got, brute_force(body, batch, 0.1, loss_per_scan)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["plain_cnn", "Residual", "wide_and_small"])
@@ -489,6 +617,40 @@ def test_a_patient_without_rows_contributes_exactly_zero() -> None:
     network, batch = build("Residual"), patients(2)
 
     assert torch.equal(summed(network, batch._replace(units=2), 0.3), summed(network, batch, 0.3))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_padding_contributes_exactly_zero(name: str, way: str) -> None:
+    network, batch = build(name).double(), patients(2, 1, 3)
+    batch = batch._replace(inputs=batch.inputs.double())
+    clip_norm = sorted(float(g.norm()) for g in patient_gradients(network, batch))[1]
+
+    got = summed(network, padded(batch, 4), clip_norm)
+
+    assert relative(got, summed(network, batch, clip_norm)) < 1e-12  # 1e4 roundings of 1e-16
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_padding_alone_gives_exactly_nothing(name: str, way: str) -> None:
+    assert not summed(build(name), padded(patients(), 3), 0.3).any()
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(128, 2, bias=False), nn.Conv2d(2, 3, 2, bias=False)], ids=["linear", "conv"]
+)
+def test_padding_whose_gradient_is_not_finite_disturbs_nobody(layer: nn.Module, way: str) -> None:
+    network = nn.Sequential(nn.Flatten(), layer) if isinstance(layer, nn.Linear) else layer
+
+    def pole_at_zero(logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.flatten(1).square().sum(1).reciprocal()
+
+    both, alone = (
+        flat(list(clipped_sums(network, pole_at_zero, batch, clip_norm=1e-3).values()))
+        for batch in (padded(patients(1, 2), 2), patients(1, 2))
+    )
+
+    assert alone.any()
+    assert relative(both, alone) < 1e-6
 
 
 def test_only_bad_scans_give_exactly_nothing() -> None:

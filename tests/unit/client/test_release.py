@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import medfed.client
-from medfed.client.ledger import Receipt
+from medfed.client.ledger import Ledger, Receipt
 from medfed.client.release import PrivateValue, PublicFact, Released, fact_about, release
 from medfed.common import errors
-from medfed.common.errors import BudgetExceededError, LedgerError, MedfedError, PrivacyError
+from medfed.common.errors import (
+    LedgerMismatchError,
+    MedfedError,
+    PrivacyError,
+)
+from tests.support.ledgers import KEY, TERMS, pay
 
 PAYLOAD = b"noised weights"
-RECEIPT = Receipt(1, hashlib.sha256(PAYLOAD).hexdigest())
+LEDGER = Ledger.in_memory("A")
+LEDGER.approve(KEY.digest, "study", TERMS, None)
+RECEIPT = pay(LEDGER, KEY, PAYLOAD)
+SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,12 +38,30 @@ class SlyBytes(bytes):
 
 
 def test_paid_bytes_leave_as_they_are() -> None:
-    assert release(PrivateValue(PAYLOAD, RECEIPT)) == Released(PAYLOAD, None)
+    assert release(PrivateValue(PAYLOAD, RECEIPT), LEDGER) == Released(PAYLOAD, None, RECEIPT.entry)
+
+
+def test_paid_bytes_leave_with_the_head_as_it_is_when_they_leave() -> None:
+    ledger = Ledger.in_memory("A")
+    ledger.approve(KEY.digest, "study", TERMS, None)
+    first = PrivateValue(PAYLOAD, pay(ledger, KEY, PAYLOAD))
+    later = pay(ledger, replace(KEY, round=2))
+
+    assert release(first, ledger).head == later.entry != first.receipt.entry
+
+
+def test_what_another_ledger_paid_for_stays() -> None:
+    other = Ledger.in_memory("A")
+    other.approve(KEY.digest, "study", TERMS, None)
+    other.reserve(KEY)
+
+    with pytest.raises(PrivacyError, match="no entry 3 that paid for these bytes"):
+        release(PrivateValue(PAYLOAD, RECEIPT), other)
 
 
 @pytest.mark.parametrize("fact", PublicFact)
 def test_a_public_fact_leaves_as_its_code(fact: PublicFact) -> None:
-    assert release(fact) == Released(None, fact.value)
+    assert release(fact, LEDGER) == Released(None, fact.value)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +85,7 @@ def test_a_public_fact_leaves_as_its_code(fact: PublicFact) -> None:
 )
 def test_anything_else_stays_and_is_not_shown(item: object) -> None:
     with pytest.raises(PrivacyError, match="Nothing was released") as caught:
-        release(item)  # type: ignore[arg-type]  # the point of the test
+        release(item, LEDGER)  # type: ignore[arg-type]  # the point of the test
 
     assert "patient" not in str(caught.value)
     assert "1437" not in str(caught.value)
@@ -71,22 +97,28 @@ def test_anything_else_stays_and_is_not_shown(item: object) -> None:
     [
         (PAYLOAD + b"!", RECEIPT),
         (b"", RECEIPT),
-        (PAYLOAD, Receipt(1, "0" * 64)),
-        (PAYLOAD, Receipt(1, RECEIPT.payload_sha256.upper())),
+        (PAYLOAD, Receipt(RECEIPT.entry, "0" * 64)),
+        (PAYLOAD, Receipt(RECEIPT.entry, SHA256.upper())),
+        (PAYLOAD, Receipt(RECEIPT.entry._replace(sequence=2), SHA256)),
+        (PAYLOAD, Receipt(RECEIPT.entry._replace(sequence=4), SHA256)),
+        (PAYLOAD, Receipt(RECEIPT.entry._replace(hash="0" * 64), SHA256)),
+        (b"never paid", Receipt(RECEIPT.entry, hashlib.sha256(b"never paid").hexdigest())),
         (bytearray(PAYLOAD), RECEIPT),  # could be changed after the check
         (SlyBytes(PAYLOAD), RECEIPT),
         (memoryview(PAYLOAD), RECEIPT),
         (PAYLOAD, None),
-        (PAYLOAD, (1, RECEIPT.payload_sha256)),
+        (PAYLOAD, (RECEIPT.entry, SHA256)),
     ],
 )
 def test_bytes_without_their_own_receipt_stay(payload: bytes, receipt: Receipt) -> None:
     with pytest.raises(PrivacyError, match="Nothing was released"):
-        release(PrivateValue(payload, receipt))
+        release(PrivateValue(payload, receipt), LEDGER)
 
 
 def test_no_bytes_are_shown_by_what_is_printed_or_logged() -> None:
-    for shown in (PrivateValue(PAYLOAD, RECEIPT), release(PrivateValue(PAYLOAD, RECEIPT))):
+    value = PrivateValue(PAYLOAD, RECEIPT)
+
+    for shown in (value, release(value, LEDGER)):
         assert "noised" not in repr(shown)
         assert "noised" not in str(shown)
 
@@ -95,22 +127,22 @@ def test_no_bytes_are_shown_by_what_is_printed_or_logged() -> None:
 ERRORS = [
     kind
     for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, MedfedError) and kind is not BudgetExceededError
+    if isinstance(kind, type) and issubclass(kind, MedfedError)
 ]
 
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_the_text_of_an_error_never_leaves(kind: type[MedfedError]) -> None:
-    released = release(fact_about(kind("patient-7 has no label", advice="look at row 12")))
+    fact = fact_about(kind("patient-7 has no label", advice="look at row 12"))
+    released = release(fact, LEDGER)
 
     assert released.code in {fact.value for fact in PublicFact}
     assert released.payload is None
+    assert released.head is None
 
 
-def test_a_ceiling_and_a_damaged_ledger_look_the_same_from_outside() -> None:
-    ceiling = BudgetExceededError(site="A", spent=7.9, needed=8.1, limit=8.0, delta=1e-5)
-
-    assert fact_about(ceiling) is fact_about(LedgerError("altered")) is PublicFact.REFUSED_BY_POLICY
+def test_a_ledger_that_is_behind_is_told_so_that_the_coordinator_can_ask() -> None:
+    assert fact_about(LedgerMismatchError("behind")) is PublicFact.LEDGER_MISMATCH
 
 
 def test_facts_are_codes_without_a_place_for_a_number() -> None:

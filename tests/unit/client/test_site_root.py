@@ -1,21 +1,35 @@
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
-from medfed.client.site_root import create_site, open_site, parse_site
-from medfed.common.errors import ConfigError, TrustError
+from medfed.client.exposure import Ceiling
+from medfed.client.site_root import (
+    SiteRoot,
+    ceiling_of,
+    create_site,
+    open_ledger,
+    open_site,
+    parse_site,
+    renew_witness,
+)
+from medfed.client.witness import Witness, default_witness
+from medfed.common.errors import ConfigError, LedgerError, LedgerMismatchError, TrustError
 from medfed.common.trust.certificates import new_authority
-from medfed.common.trust.keys import read_public_key
-from tests.support.sites import make_site
+from medfed.common.trust.keys import new_node_key, read_public_key
+from tests.support.ledgers import TERMS, patients
+from tests.support.sites import make_site, write_scans
 
 GOOD = """site = "A"
 [server]
 address = "hub.example:8443"
 [scans]
 folder = "/scans"
+[ledger]
+witness = "/var/lib/medfed/witness.json"
 [policy]
 epsilon_limit = 8.0
 delta_limit = 1e-4
@@ -81,6 +95,7 @@ def test_a_refused_site_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="host:port"):
         create_site(root, name="A", scans=tmp_path, server="hub", ca=new_authority(tmp_path / "t"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ca.pem", "t"]
+    assert not default_witness(tmp_path).exists()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +106,11 @@ def test_a_refused_site_leaves_nothing_behind(tmp_path: Path) -> None:
         ('address = "hub.example:8443"', 'address = "hub:99999"', r"port from 1 to 65535"),
         ('folder = "/scans"', 'folder = "scans"', r"scans\.folder: .*absolute path"),
         ("epsilon_limit = 8.0", "epsilon_limt = 8.0", r"Did you mean 'epsilon_limit'"),
-        ("epsilon_limit = 8.0", 'epsilon_limit = "8"', r"line 7: .*valid number"),
+        ('folder = "/scans"', 'folder = "/scans"\nwitness = "/w"', r"line 6: .*scans"),
+        ('witness = "/var/lib/medfed/witness.json"', 'witness = "w"', r"absolute path"),
+        ('[ledger]\nwitness = "/var/lib/medfed/witness.json"\n', "", r"ledger: .*missing"),
+        ("epsilon_limit = 8.0", 'epsilon_limit = "8"', r"line 9: .*valid number"),
+        ("epsilon_limit = 8.0", "study_epsilon_limit = -1.0", r"greater than 0"),
         ("epsilon_limit = 8.0", "epsilon_limit = inf", r"epsilon_limit: found"),
         ("epsilon_limit = 8.0", "epsilon_limit = 0.0", r"greater than 0"),
         ("delta_limit = 1e-4", "delta_limit = 1.0", r"less than 1"),
@@ -134,3 +153,128 @@ def test_a_missing_key_is_refused(tmp_path: Path) -> None:
 def test_a_date_is_no_text_and_a_number_too_long_no_traceback(line: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse_site(line)
+
+
+# ---- the ledger and its witness ------------------------------------------------------------------
+def test_a_new_site_has_a_ledger_of_its_keys_and_a_witness_outside_its_folder(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path)
+
+    ledger = open_ledger(site)
+
+    assert site.witness == default_witness(site.scans)
+    assert not site.witness.is_relative_to(site.folder)
+    assert Witness(site.witness, site="A").read() == (ledger.head,)
+    (opened,) = ledger.audit()[1]
+    assert (opened["kind"], opened["site"], opened["format"]) == ("open", "A", 1)
+
+
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_a_second_site_over_the_same_scans_is_refused_with_the_way_out(
+    tmp_path: Path, name: str
+) -> None:
+    # `site init` in another folder would forget what these patients have spent.
+    scans = make_site(tmp_path / "first").scans
+
+    with pytest.raises(ConfigError, match="a site with a ledger of these scans") as caught:
+        make_site(tmp_path / "second", name=name, scans=scans)
+
+    assert "--witness" in caught.value.advice
+    assert not list((tmp_path / "second").glob("site-*"))
+
+
+def test_a_site_set_up_anew_after_its_folder_was_lost_is_refused(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    shutil.rmtree(site.folder)
+
+    with pytest.raises(ConfigError, match="was set up on this machine before"):
+        make_site(tmp_path, scans=site.scans, ca=tmp_path / "trust-A" / "ca.pem")
+
+
+def test_the_witness_lies_where_it_is_wanted(tmp_path: Path) -> None:
+    ca, scans = new_authority(tmp_path / "t"), write_scans(tmp_path / "scans.npz")
+    witness = tmp_path / "elsewhere" / "w.json"
+
+    site = create_site(
+        tmp_path / "A", name="A", scans=scans, server="hub:1", ca=ca, witness=witness
+    )
+
+    assert open_site(site.folder).witness == witness
+    assert witness.is_file()
+    assert not default_witness(scans).exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "ceiling"),
+    [
+        ("epsilon_limit = 8.0\ndelta_limit = 1e-4\n", Ceiling(8.0, 1e-4)),
+        ("", Ceiling(1e-9, 1e-9)),
+        ("epsilon_limit = 8.0\n", Ceiling(8.0, 1e-9)),
+    ],
+)
+def test_the_ceiling_is_what_site_toml_says_and_next_to_nothing_where_it_is_silent(
+    tmp_path: Path, limits: str, ceiling: Ceiling
+) -> None:
+    assert ceiling_of(make_site(tmp_path, limits=limits)) == ceiling
+
+
+def test_a_ceiling_that_is_written_anew_holds_for_a_ledger_that_is_open(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    ledger = open_ledger(site)
+    ledger.approve("d" * 64, "study", TERMS, {"train": patients("xy")})
+    assert ledger.eligible("d" * 64, "train") == patients("xy")
+    settings = site.folder / "site.toml"
+
+    settings.write_text(settings.read_text().replace("limit = 50.0", "limit = 0.5"))
+
+    assert ledger.eligible("d" * 64, "train") == frozenset()
+
+
+def test_a_site_toml_that_cannot_be_read_any_more_stops_the_ledger(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    ledger = open_ledger(site)
+    ledger.approve("d" * 64, "study", TERMS, {"train": patients("xy")})
+    (site.folder / "site.toml").write_text("[policy")
+
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        ledger.eligible("d" * 64, "train")
+
+
+@pytest.mark.parametrize("name", ["node_key", "pseudonym.key"])
+def test_a_key_that_was_replaced_is_refused(tmp_path: Path, name: str) -> None:
+    site = make_site(tmp_path)
+    site.pseudonym_key.write_bytes(bytes(32)) if name == "pseudonym.key" else replace_key(site)
+
+    with pytest.raises(LedgerError, match=rf"keys/{name}"):
+        open_ledger(open_site(site.folder))
+
+
+def replace_key(site: SiteRoot) -> None:
+    site.node_key.unlink()
+    new_node_key(site.node_key.parent)
+
+
+def test_a_lost_witness_is_made_anew_on_demand_and_only_then(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    open_ledger(site).approve("d" * 64, "study", TERMS, {"train": patients("xy")})
+    with pytest.raises(ConfigError, match="is there and stays as it is"):
+        renew_witness(site)
+    site.witness.unlink()
+    with pytest.raises(LedgerMismatchError, match="missing"):
+        open_ledger(site)
+
+    head = renew_witness(site)
+
+    assert head == open_ledger(site).head
+    assert head.sequence == 2
+
+
+def test_no_witness_is_made_of_a_ledger_that_was_altered(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    site.witness.unlink()
+    replace_key(site)
+
+    with pytest.raises(LedgerError, match="not signed"):
+        renew_witness(site)
+    assert not site.witness.exists()

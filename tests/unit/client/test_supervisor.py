@@ -228,6 +228,39 @@ def test_a_reply_that_got_stuck_restarts_the_node(running: Running) -> None:
     running.run(JOINED + STAYS, worker + READY + STAYS, play)
 
 
+@pytest.mark.parametrize(
+    ("said", "restarted"),
+    [
+        (["task.started type=train round=3"], True),
+        (["task.started type=train round=3", "task.done type=train round=3 seconds=1.0"], False),
+    ],
+)
+def test_a_worker_that_dies_with_a_task_in_hand_restarts_the_node(
+    running: Running, said: list[str], restarted: bool
+) -> None:
+    # Found by killing workers while they handed over a reply: the node waited for the rest for
+    # ever, and the run until the round's deadline.
+    def play() -> None:
+        running.wait_for("worker ready", times=2)
+        if restarted:
+            running.wait_for("joined", times=2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    once = running.site.folder / "once"
+    lines = "".join(f"print({line!r}, flush=True)\n" for line in said)
+    worker = (
+        f"{READY}import os, pathlib, signal; p = pathlib.Path({str(once)!r})\n"
+        f"if not p.exists():\n    p.touch()\n"
+        + "".join(f"    {line}\n" for line in lines.splitlines())
+        + "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    running.run(JOINED + STAYS, worker + STAYS, play)
+
+    assert (
+        running.texts().count("joined: the server knows this site; waiting for rounds") > 1
+    ) == (restarted)
+
+
 def test_one_root_has_one_client(running: Running) -> None:
     refused: list[Exception] = []
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
 
+from medfed.client import training
 from medfed.client.training import (
     TrainingData,
     _batches,
     _shuffled_batches,
     apply_front,
+    batch_plan,
     prepare,
     train_round,
 )
@@ -82,7 +88,7 @@ def test_without_signal_a_site_with_nobody_sends_noise_of_the_same_size() -> Non
     assert nobody == pytest.approx(many, rel=0.05)
 
 
-def test_the_number_of_scans_of_a_patient_does_not_bound_the_batch() -> None:
+def test_each_sampled_patient_gives_some_of_their_scans() -> None:
     mechanism = mechanism_for(make_study(), make_study().site[0])
     three = replace(mechanism, scans_per_patient=3)
     data = prepared(patients=6, scans_each=5)
@@ -91,7 +97,7 @@ def test_the_number_of_scans_of_a_patient_does_not_bound_the_batch() -> None:
 
     assert batch.units == 2
     assert batch.unit.tolist() == [0, 0, 0, 1, 1, 1]
-    rows = [find(data, scan) for scan in batch.inputs]
+    rows = [find(data, scan) for scan in batch.inputs[:6]]
     assert all(row in data.scans_of[1] for row in rows[:3])
     assert all(row in data.scans_of[4] for row in rows[3:])
     assert len(set(rows)) == 6  # without replacement
@@ -106,25 +112,92 @@ def find(data: TrainingData, scan: torch.Tensor) -> int:
     return int(np.flatnonzero([(row == scan).all() for row in data.inputs])[0])
 
 
-def test_no_patient_is_split_between_physical_batches_and_all_are_there() -> None:
-    big = replace(a_mechanism(), scans_per_patient=400)
-    data = prepared(patients=20, scans_each=3)
-
-    batches = list(_batches(data, np.arange(20), big, SeededRandomness("k")))
-
-    assert len(batches) > 1
-    assert sum(batch.units for batch in batches) == 20
-    assert sum(len(batch.labels) for batch in batches) == 60
+def a_mechanism(lot: int = 8, rate: float = 0.2, scans: int = 1) -> Mechanism:
+    mechanism = mechanism_for(make_study(), make_study().site[0])
+    return replace(mechanism, lot=lot, sampling_rate=rate, scans_per_patient=scans)
 
 
-def a_mechanism() -> Mechanism:
-    return mechanism_for(make_study(), make_study().site[0])
+def with_scans(counts: list[int]) -> TrainingData:
+    """Patients with so many scans; each scan is the number of its row plus one."""
+    rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    inputs = torch.arange(1.0, sum(counts) + 1)[:, None]
+    labels = torch.ones(sum(counts), dtype=torch.int64)
+    return TrainingData(inputs, labels, tuple(rows), torch.nn.Identity())
 
 
-def test_nobody_sampled_gives_no_batch() -> None:
-    nobody = np.array([], dtype=np.int64)
+@settings(max_examples=100, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 6), max_size=60),
+    lot=st.integers(1, 30),
+    scans=st.integers(1, 5),
+    most=st.integers(1, 40),
+)
+@example(counts=[], lot=8, scans=1, most=3)
+@example(counts=[1] * 16, lot=8, scans=1, most=4)  # as many as there is room for
+@example(counts=[2, 3, 3] * 20, lot=20, scans=3, most=10)
+def test_every_physical_batch_is_as_large_and_no_patient_is_split_or_lost(
+    counts: list[int], lot: int, scans: int, most: int
+) -> None:
+    mechanism, data = a_mechanism(lot, 0.5, scans), with_scans(counts)
 
-    assert list(_batches(prepared(4, 1), nobody, a_mechanism(), SeededRandomness("k"))) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_CHUNK_VALUES", most)
+        plan = batch_plan(mechanism, data.inputs)
+        everyone = np.arange(len(counts))
+        batches = list(_batches(data, everyone, mechanism, SeededRandomness("k")))
+
+    assert {batch.inputs.shape for batch in batches} == {(plan.rows, 1)}
+    assert plan.rows <= max(most, 4, scans)  # 4: the least rows of a batch
+    assert len(batches) >= plan.least
+    if len(counts) <= lot + 4 * math.sqrt(lot / 2):  # whatever their numbers of scans
+        assert len(batches) == plan.least
+    assert [int(n) for batch in batches for n in batch.unit.bincount(minlength=batch.units)] == [
+        min(count, scans) for count in counts
+    ]
+    for batch in batches:
+        taken = len(batch.unit)
+        assert batch.padding == plan.rows - taken
+        assert not batch.inputs[taken:].any() and not batch.labels[taken:].any()
+        assert batch.inputs[:taken].all() and batch.labels[:taken].all()
+    given_rows = [float(x) for batch in batches for x in batch.inputs[: len(batch.unit)]]
+    assert given_rows == sorted(set(given_rows))
+
+
+def test_the_plan_depends_on_public_numbers_only() -> None:
+    few, many = with_scans([1]), with_scans([5] * 100)
+
+    assert batch_plan(a_mechanism(), few.inputs) == batch_plan(a_mechanism(), many.inputs)
+
+
+def test_the_plan_has_room_for_all_but_one_sample_in_thirty_thousand_and_little_more() -> None:
+    # lot 512 of 1569, as in the pneumonia study: a standard deviation is 18.57; 503 scans of
+    # 81 x 7 x 7 are 2,000,000 numbers. 512 + 4 * 18.57 = 586.3, in two batches: 294 each.
+    mechanism = a_mechanism(512, 512 / 1569)
+
+    assert batch_plan(mechanism, torch.empty(0, 81, 7, 7)) == (294, 2)
+    assert binom.sf(588, 1569, 512 / 1569) < 1 / 30_000
+
+
+def test_nobody_sampled_costs_what_a_usual_sample_costs() -> None:
+    rows: list[int] = []
+    study, network = make_study(), network_for(make_study())
+    network.body.register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
+
+    def rows_of(patients: int) -> list[int]:
+        rows.clear()
+        train_round(
+            network,
+            prepare(network, bright_and_dark(patients), CPU),
+            parameters_of(network_for(study)),
+            study=study,
+            site=study.site[0],
+            mechanism=mechanism_for(study, study.site[0]),
+            randomness=SeededRandomness("k"),
+        )
+        return list(rows)
+
+    # lot 8 of 40: 8 + 4 * 2.53 = 18.1 patients fit in one batch of 19 rows; two steps
+    assert rows_of(0) == rows_of(40) == [19, 19]
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import re
 import pytest
 
 from medfed.common import errors
-from medfed.common.errors import BudgetExceededError, LedgerError, MedfedError, PrivacyError
+from medfed.common.errors import LedgerError, LedgerMismatchError, MedfedError, PrivacyError
 
 # Exit codes as the house style fixes them; 0, 1, 2 and 130 are no errors of this tree.
 CODES = {
     "MedfedError": 1,
     "ConfigError": 10,
     "PrivacyError": 11,
-    "BudgetExceededError": 11,
     "LedgerError": 11,
+    "LedgerMismatchError": 11,
     "UpdateRejectedError": 12,
     "CohortError": 13,
     "TransportError": 14,
@@ -43,9 +43,9 @@ def test_the_drawing_at_the_top_shows_every_class_with_its_code() -> None:
     assert drawn == {
         name: str(code)
         for name, code in CODES.items()
-        if name not in ("MedfedError", "BudgetExceededError", "LedgerError")
+        if name not in ("MedfedError", "LedgerError", "LedgerMismatchError")
     }
-    assert "── BudgetExceededError" in (errors.__doc__ or "")
+    assert "── LedgerMismatchError" in (errors.__doc__ or "")
 
 
 def test_the_next_step_is_printed_below_the_message_and_only_if_there_is_one() -> None:
@@ -54,25 +54,6 @@ def test_the_next_step_is_printed_below_the_message_and_only_if_there_is_one() -
     assert MedfedError("it broke", advice="mend it.").args == ("it broke",)
 
 
-def test_a_ceiling_says_who_what_was_found_what_is_allowed_and_what_to_do() -> None:
-    error = BudgetExceededError(site="A", spent=7.91, needed=8.04, limit=8.0, delta=1e-5)
-
-    # The text of the house style's example.
-    assert str(error) == (
-        "site 'A': the next round would raise the privacy loss from epsilon=7.910 to "
-        "epsilon=8.040 (delta=1e-05), above the agreed limit epsilon=8.000. Nothing was "
-        "released.\n  Next step: end the study here, or have the data board approve a new limit, "
-        "write it into site.toml and start `medfed client` again."
-    )
-    assert (error.site, error.spent, error.needed, error.limit, error.delta) == (
-        "A",
-        7.91,
-        8.04,
-        8.0,
-        1e-5,
-    )
-
-
-@pytest.mark.parametrize("kind", [BudgetExceededError, LedgerError])
-def test_who_catches_privacy_errors_catches_ceilings_and_ledgers(kind: type) -> None:
+@pytest.mark.parametrize("kind", [LedgerError, LedgerMismatchError])
+def test_who_catches_privacy_errors_catches_ledgers(kind: type) -> None:
     assert issubclass(kind, PrivacyError)

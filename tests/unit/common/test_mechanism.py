@@ -14,12 +14,16 @@ from medfed.common.errors import ConfigError
 from medfed.common.privacy import mechanism as module
 from medfed.common.privacy.accounting import epsilon
 from medfed.common.privacy.mechanism import (
+    EvaluatedPart,
     Mechanism,
     epsilon_after,
+    evaluation_epsilon,
+    histogram_mechanism,
+    histograms_of,
     mechanism_for,
     study_epsilon,
 )
-from medfed.common.study import parse_study, study_from_canonical
+from medfed.common.study import Study, parse_study, study_from_canonical
 
 TEXT = """
 [study]
@@ -149,3 +153,93 @@ def test_rate_times_declared_patients_is_the_lot(declared: int, batch: int, step
     assert 0.0 < m.sampling_rate <= 1.0
     assert m.sampling_rate * declared == pytest.approx(m.lot, rel=1e-12)
     assert m.steps_per_round == steps
+
+
+# ---- the score histograms ------------------------------------------------------------------------
+def evaluated(
+    strength: str, *, every: int = 2, test: bool = True, labels: str = '"normal", "pneumonia"'
+) -> Study:
+    table = f"bins = 10\nevery = {every}\ntest = {str(test).lower()}\n{strength}\n"
+    text = TEXT.replace('"normal", "pneumonia"', labels)
+    return parse_study(text.replace("[cohort]", f"[evaluation]\n{table}[cohort]"))
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("labels", ['"a", "b"', '"a", "b", "c"'])
+def test_all_histograms_of_a_part_together_keep_the_target(
+    part: EvaluatedPart, labels: str
+) -> None:
+    study = evaluated("target_epsilon = 2.0", labels=labels)
+
+    mechanism = histogram_mechanism(study, part)
+
+    assert evaluation_epsilon(study, part) <= 2.0
+    looser = epsilon(mechanism.noise_multiplier - 0.001, 1.0, mechanism.histograms, 1e-4)
+    assert looser > 2.0
+
+
+def test_a_histogram_costs_what_a_gaussian_mechanism_costs() -> None:
+    study = evaluated("noise_multiplier = 1.735")
+
+    # Balle and Wang 2018, theorem 8, solved for epsilon at sigma 1.735 and delta 1e-4: 1.9998.
+    assert evaluation_epsilon(study, "test") == pytest.approx(exact_gaussian(1.735), rel=1e-3)
+    # Two histograms of one noise are one with noise 1.735 / sqrt(2).
+    assert evaluation_epsilon(study, "validation") == pytest.approx(
+        exact_gaussian(1.735 / math.sqrt(2)), rel=1e-3
+    )
+
+
+def exact_gaussian(sigma: float, delta: float = 1e-4) -> float:
+    """Epsilon of one Gaussian mechanism of sensitivity 1, by bisection of the exact formula.
+
+    Balle, Wang. Improving the Gaussian Mechanism for Differential Privacy. ICML 2018 (theorem 8).
+    """
+
+    def normal(x: float) -> float:
+        return 0.5 * math.erfc(-x / math.sqrt(2))
+
+    low, high = 0.0, 100.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        spent = normal(0.5 / sigma - middle * sigma)
+        spent -= math.exp(middle) * normal(-0.5 / sigma - middle * sigma)
+        low, high = (middle, high) if spent > delta else (low, middle)
+    return high
+
+
+def test_each_part_pays_for_its_own_histograms_only() -> None:
+    both = evaluated("target_epsilon = 2.0")
+    only_test = evaluated("target_epsilon = 2.0", every=0)
+    only_validation = evaluated("target_epsilon = 2.0", test=False)
+    nothing = parse_study(TEXT)
+
+    assert [histograms_of(both, part) for part in ("validation", "test")] == [2, 1]
+    assert evaluation_epsilon(only_test, "validation") == 0.0
+    assert evaluation_epsilon(only_validation, "test") == 0.0
+    assert evaluation_epsilon(nothing, "test") == 0.0
+    site = both.site_named("A")
+    assert study_epsilon(both, site) == study_epsilon(nothing, nothing.site_named("A"))
+    # Two releases need more noise than one for the same epsilon.
+    assert (
+        histogram_mechanism(both, "validation").noise_multiplier
+        > histogram_mechanism(both, "test").noise_multiplier
+    )
+
+
+def test_two_classes_need_one_histogram_and_more_one_each() -> None:
+    two = histogram_mechanism(evaluated("noise_multiplier = 2.0"), "test")
+    three = histogram_mechanism(evaluated("noise_multiplier = 2.0", labels='"a", "b", "c"'), "test")
+
+    assert (two.targets, two.shape, two.sensitivity, two.noise_std) == ((1,), (1, 2, 10), 1.0, 2.0)
+    assert (three.targets, three.shape) == ((0, 1, 2), (3, 2, 10))
+    assert three.noise_std == pytest.approx(2.0 * math.sqrt(3))  # one patient is in three
+    other = evaluated("noise_multiplier = 2.0", labels='"a", "b"]\npositive = "a"  #')
+    assert histogram_mechanism(other, "test").targets == (0,)
+    assert two.spend == (2.0, 1.0, 1)
+    assert two.spend == three.spend
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_histogram_that_nobody_asked_for_has_no_mechanism(part: EvaluatedPart) -> None:
+    with pytest.raises(ConfigError, match=f"'lungs' asks for no score histogram of {part}"):
+        histogram_mechanism(parse_study(TEXT), part)

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medfed.common import study as study_module
 from medfed.common.errors import ConfigError
 from medfed.common.study import (
+    Evaluation,
     Split,
     Study,
     load_study,
@@ -83,6 +85,20 @@ def refusal(text: str) -> str:
     return str(caught.value)
 
 
+EVALUATION = """[evaluation]
+bins = 10
+every = 2
+test = true
+target_epsilon = 2.0
+"""
+
+
+def with_evaluation(old: str = "", new: str = "") -> str:
+    text = changed("[strategy]", EVALUATION + "[strategy]")
+    assert not old or text.count(old) == 1, old
+    return text.replace(old, new) if old else text
+
+
 # ---- the canonical form --------------------------------------------------------------------------
 def test_comments_order_white_space_and_defaults_written_out_leave_the_digest() -> None:
     study = parse_study(TEXT)
@@ -134,12 +150,23 @@ CHANGES = [
 def test_every_changed_value_gives_another_digest() -> None:
     texts = [TEXT, *(changed(old, new) for old, new in CHANGES)]
 
+    evaluated = [
+        ("bins = 10", "bins = 20"),
+        ("test = true", "test = true\nthreshold = 0.4"),
+        ("every = 2", "every = 3"),
+        ("test = true", "test = false"),
+        ("target_epsilon = 2.0", "target_epsilon = 2.5"),
+        ("target_epsilon = 2.0", "noise_multiplier = 2.0"),
+    ]
+    texts += [with_evaluation(), *(with_evaluation(old, new) for old, new in evaluated)]
+
     assert len({parse_study(text).digest for text in texts}) == len(texts)
 
 
 def test_every_key_of_the_schema_is_part_of_the_canonical_form() -> None:
-    body = json.loads(parse_study(TEXT).canonical().partition(b"\n")[2])
+    body = json.loads(parse_study(with_evaluation()).canonical().partition(b"\n")[2])
 
+    assert set(body["evaluation"]) == set(Evaluation.model_fields)
     for table, field in Study.model_fields.items():
         assert table in body, field
     for table in ("study", "task", "scans", "split", "training", "privacy", "strategy", "cohort"):
@@ -419,6 +446,73 @@ def test_what_is_wrong_is_refused_with_place_found_and_allowed(
     for words in expected:
         assert words in message
     assert len(message) < 3000
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("bins = 10\n", "", "evaluation.bins: missing; it has no default"),
+        ("bins = 10", "bins = 4", "evaluation.bins: found 4"),
+        ("bins = 10", "bins = 201", "evaluation.bins: found 201"),
+        ("bins = 10", "bin = 10", "evaluation.bin: unknown key. Did you mean 'bins'?"),
+        ("bins = 10", "bins = 25", "found threshold 0.5, which is no edge between two of 25 bins"),
+        ("test = true", "threshold = 0.55", "take 0.6, or another number of bins"),
+        ("every = 2", "every = 6", "evaluation.every is 6, above the 5 rounds of training"),
+        ("every = 2\ntest = true\n", "", "ask for no histogram: leave the table out"),
+        (
+            "target_epsilon = 2.0\n",
+            "",
+            "exactly one of target_epsilon and noise_multiplier, found n",
+        ),
+        ("target_epsilon = 2.0", "target_epsilon = 2.0\nnoise_multiplier = 1.0", "found both"),
+        (
+            "target_epsilon = 2.0",
+            "noise_multiplier = 0.0",
+            "evaluation.noise_multiplier: found 0.0",
+        ),
+        ("validation_fraction = 0.1", "validation_fraction = 0.0", "needs validation patients"),
+        ("test_fraction = 0.2", "test_fraction = 0.0", "evaluation.test needs test patients"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_with_what_is_allowed(
+    old: str, new: str, expected: str
+) -> None:
+    assert expected in refusal(with_evaluation(old, new))
+
+
+def test_without_privacy_no_histogram_is_asked_for() -> None:
+    before, _, rest = with_evaluation().partition("[privacy]")
+    after = rest.partition("[evaluation]")[2]
+
+    message = refusal(f'{before}[privacy]\nmode = "none"\n[evaluation]{after}')
+
+    assert 'evaluation needs privacy.mode = "dp-sgd"' in message
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4]), (5, [5])]
+)
+def test_validation_patients_are_asked_after_every_so_many_rounds(
+    every: int, expected: list[int]
+) -> None:
+    study = parse_study(with_evaluation("every = 2", f"every = {every}"))
+
+    assert list(study.validation_rounds) == expected  # of 5 rounds
+    assert list(parse_study(TEXT).validation_rounds) == []
+
+
+def test_the_templates_evaluation_table_is_valid_once_it_is_uncommented() -> None:
+    template = (Path(study_module.__file__).parent / "study_template.toml").read_text()
+    begin = template.index("# [evaluation]")
+    table, rest = template[begin:].split("[strategy]", 1)
+    active = "\n".join(line.removeprefix("# ") for line in table.splitlines() if line[0] == "#")
+
+    study = parse_study(f"{template[:begin]}{active}\n[strategy]{rest}")
+
+    assert study.evaluation is not None
+    assert set(study.evaluation.model_fields_set) == set(Evaluation.model_fields) - {
+        "noise_multiplier"  # instead of target_epsilon
+    }
 
 
 def test_all_mistakes_are_told_at_once() -> None:

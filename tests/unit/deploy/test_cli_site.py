@@ -35,10 +35,11 @@ def test_from_init_to_an_approved_study(tmp_path: Path, study: Path) -> None:
 
     made = run(
         "site", "init", "--site", "A", "--root", root, "--scans", scans,
-        "--server", "hub:8443", "--ca", ca,
+        "--server", "hub:8443", "--ca", ca, "--patient-array", "patient",
     )  # fmt: skip
     assert f"Send {root}/keys/node_key.pub to the coordinator as A.pub" in made
     assert "SHA256:" in made
+    assert "Its witness is " in made and "keep that out of the backups" in made
 
     with (root / "site.toml").open("a") as file:
         file.write("epsilon_limit = 50.0\ndelta_limit = 1e-2\n")
@@ -46,6 +47,7 @@ def test_from_init_to_an_approved_study(tmp_path: Path, study: Path) -> None:
     assert "approved study two_labels" in given
     assert "epsilon = 2.0" in given  # 2.066: see test_approvals
     assert f"medfed client --site A --root {root}" in given
+    assert "Set aside for " in given and "Warning" not in given
 
 
 def test_init_tells_programs_the_same(tmp_path: Path) -> None:
@@ -83,6 +85,28 @@ def test_approve_tells_programs_what_it_costs(tmp_path: Path, study: Path) -> No
     told = json.loads(out)
     assert len(told["digest"]) == 64
     assert told["delta"] == 1e-3
+    assert told["eligible_patients"] == told["training_patients"] > 0
+
+
+def test_init_puts_the_witness_where_it_is_told(tmp_path: Path) -> None:
+    run(
+        "site", "init", "--site", "A", "--root", tmp_path / "A", "--scans", tmp_path,
+        "--server", "hub:8443", "--ca", new_authority(tmp_path / "t"),
+        "--witness", tmp_path / "w" / "witness.json",
+    )  # fmt: skip
+
+    assert (tmp_path / "w" / "witness.json").is_file()
+
+
+def test_approve_warns_where_no_patient_can_take_part(tmp_path: Path, study: Path) -> None:
+    # 2.07 at delta 1e-3: one such study is within 2.1, a second is not.
+    site = make_ready_site(tmp_path, limits="epsilon_limit = 2.1\ndelta_limit = 1e-3\n")
+    study.write_text(STUDY.replace('name = "two_labels"', 'name = "again"'))
+
+    given = run("site", "approve", study, "--root", site.folder)
+
+    assert "Set aside for 0 of " in given
+    assert "Warning: no patient here can take part" in given
 
 
 def test_client_refuses_the_root_of_another_site(tmp_path: Path) -> None:

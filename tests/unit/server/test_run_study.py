@@ -73,7 +73,7 @@ def update_of(value: float) -> bytes:
 
 
 def deliver(site: str, round_: int, model: bytes) -> Answer | None:
-    return Answer(site, update=update_of(VALUE[site]))
+    return Answer(site, payload=update_of(VALUE[site]))
 
 
 class Link:
@@ -91,6 +91,7 @@ class Link:
     def ask(self, round_: int, sites: tuple[str, ...], model: bytes, deadline_s: float) -> None:
         self.asked.append((round_, sites))
         self.models.append(model)
+        self.queue = [answer for answer in self.queue if answer.site not in sites]
         answers = [self.reply(site, round_, model) for site in sites]
         self.queue += [answer for answer in answers if answer is not None]
 
@@ -181,16 +182,15 @@ WITHOUT_B = (0.25 * 100 + 1.0 * 100) / 200
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (Answer("B", failure="lost", reason="Flower error 3"), "lost: Flower error 3"),
         (Answer("B", failure="refused", reason="not-approved"), "refused: not-approved"),
         (Answer("B", failure="refused"), "refused: no reason"),
-        (Answer("B", update=b"garbage"), "rejected: its update failed the checks"),
-        (Answer("B", update=b""), "rejected: its update failed the checks"),
-        (Answer("B", update=update_of(0.5)[:-4]), "rejected: its update failed the checks"),
-        (Answer("B", update=update_of(float("nan"))), "rejected: its update failed the checks"),
-        (Answer("B", update=update_of(float("inf"))), "rejected: its update failed the checks"),
-        (Answer("B", update=update_of(2.0**21)), "rejected: its update failed the checks"),
-        (Answer("B", update=encode({"w": np.ones(3)})), "rejected: its update failed the checks"),
+        (Answer("B", payload=b"garbage"), "rejected: its update failed the checks"),
+        (Answer("B", payload=b""), "rejected: its update failed the checks"),
+        (Answer("B", payload=update_of(0.5)[:-4]), "rejected: its update failed the checks"),
+        (Answer("B", payload=update_of(float("nan"))), "rejected: its update failed the checks"),
+        (Answer("B", payload=update_of(float("inf"))), "rejected: its update failed the checks"),
+        (Answer("B", payload=update_of(2.0**21)), "rejected: its update failed the checks"),
+        (Answer("B", payload=encode({"w": np.ones(3)})), "rejected: its update failed the checks"),
     ],
 )
 def test_one_site_that_fails_is_named_and_the_others_are_averaged(
@@ -254,7 +254,7 @@ def test_an_update_of_a_round_below_quorum_is_forgotten() -> None:
 @pytest.mark.parametrize("stranger", ["B", "X"])
 def test_an_answer_of_a_site_that_was_not_asked_is_ignored(stranger: str) -> None:
     def with_a_stranger(site: str, round_: int, model: bytes) -> Answer | None:
-        link.queue.append(Answer(stranger, update=update_of(0.5)))
+        link.queue.append(Answer(stranger, payload=update_of(0.5)))
         return deliver(site, round_, model)
 
     study = make_study(("round_deadline_s = 30.0", "round_deadline_s = 0.05"))
@@ -270,8 +270,8 @@ def test_a_second_answer_of_the_same_site_counts_for_nothing() -> None:
     study = make_study()
 
     def twice(site: str, round_: int, model: bytes) -> Answer | None:
-        link.queue.append(Answer(site, update=update_of(VALUE[site])))
-        return Answer(site, update=update_of(VALUE[site]))
+        link.queue.append(Answer(site, payload=update_of(VALUE[site])))
+        return Answer(site, payload=update_of(VALUE[site]))
 
     link = Link(twice)
 
@@ -284,18 +284,103 @@ def test_a_second_answer_of_the_same_site_counts_for_nothing() -> None:
 def test_an_update_after_the_same_sites_failure_counts_for_nothing() -> None:
     study = make_study()
 
-    def lost_then_found(site: str, round_: int, model: bytes) -> Answer | None:
+    def failed_then_found(site: str, round_: int, model: bytes) -> Answer | None:
         if site != "B":
             return deliver(site, round_, model)
-        link.queue += [Answer("B", failure="lost", reason="gone"), Answer("B", update_of(9.0))]
+        link.queue += [Answer("B", failure="refused", reason="no"), Answer("B", update_of(9.0))]
         return None
 
-    link = Link(lost_then_found)
+    link = Link(failed_then_found)
 
     result = StudyRun(study, link).run()
 
     assert values(result.model, study) == pytest.approx([2 * WITHOUT_B] * 2, abs=1e-5)
-    assert "B missing in rounds 1 to 2 (lost: gone)" in headline(result.state)
+    assert "B missing in rounds 1 to 2 (refused: no)" in headline(result.state)
+
+
+# ---- somebody is lost and comes back -------------------------------------------------------------
+LOST = Answer("B", failure="lost", reason="Flower error 5")
+
+
+def lost_at_first(times: int) -> Reply:
+    """B is lost so often in every round, and then delivers."""
+    losses: dict[int, int] = {}
+
+    def reply(site: str, round_: int, model: bytes) -> Answer | None:
+        if site != "B" or losses.get(round_, 0) == times:
+            return deliver(site, round_, model)
+        losses[round_] = losses.get(round_, 0) + 1
+        return LOST
+
+    return reply
+
+
+def test_a_lost_site_gets_the_same_model_again_and_the_result_is_as_if_it_never_was_lost() -> None:
+    study, link = make_study(), Link(lost_at_first(1))
+
+    result = StudyRun(study, link).run()
+
+    assert result.state.outcome == "finished"
+    assert headline(result.state) == "2 of 2 rounds done; B asked again twice in rounds 1 to 2"
+    assert link.asked == [(1, ("A", "B", "C")), (1, ("B",)), (2, ("A", "B", "C")), (2, ("B",))]
+    assert link.models[0] == link.models[1] != link.models[2] == link.models[3]
+    assert encode(result.model) == encode(StudyRun(study, Link()).run().model)
+
+
+def test_a_lost_site_is_not_asked_before_it_is_there_again() -> None:
+    study = make_study(("rounds = 2", "rounds = 1"))
+    link = Link(lost_at_first(1))
+    seen: list[str] = []  # who was there, at each look after the first ask
+
+    def away_for_two_looks() -> frozenset[str]:
+        there = "ABC" if not link.asked or len(seen) == 2 else "AC"
+        if link.asked:
+            seen.append(there)
+        return frozenset(there)
+
+    link.present = away_for_two_looks  # type: ignore[method-assign]  # a site that goes away
+
+    result = StudyRun(study, link).run()
+
+    assert seen == ["AC", "AC", "ABC"]
+    assert link.asked == [(1, ("A", "B", "C")), (1, ("B",))]
+    assert result.state.outcome == "finished"
+
+
+def test_a_site_that_is_always_lost_is_given_up_and_named() -> None:
+    link = Link(except_for("B", LOST))
+
+    result = StudyRun(make_study(), link).run()
+
+    # Five asks a round, the first among them.
+    assert [round_ for round_, sites in link.asked if "B" in sites] == [1] * 5 + [2] * 5
+    assert headline(result.state) == (
+        "2 of 2 rounds done; B asked again 8 times in rounds 1 to 2; NOT AS PLANNED: B missing in "
+        "rounds 1 to 2 (lost 5 times: Flower error 5)"
+    )
+
+
+def test_a_site_that_is_asked_again_is_given_the_time_that_is_left() -> None:
+    given: list[float] = []
+
+    class Timed(Link):
+        def ask(self, round_: int, sites: tuple[str, ...], model: bytes, deadline_s: float) -> None:
+            super().ask(round_, sites, model, deadline_s)
+            given.append(deadline_s)
+
+    StudyRun(make_study(("rounds = 2", "rounds = 1")), Timed(lost_at_first(2))).run()
+
+    assert 30.0 >= given[0] > given[1] > given[2] > 0.0  # round_deadline_s = 30.0
+
+
+def test_a_lost_site_is_told_apart_while_the_round_waits_for_it() -> None:
+    seen: list[RunState] = []
+
+    StudyRun(make_study(), Link(lost_at_first(1)), on_change=seen.append).run()
+
+    words = [words_for(state)["B"] for state in seen if state.lost]
+    assert words[0] == "lost: Flower error 5; will be asked again when it is back"
+    assert words_for(seen[-1])["B"] == "reported"
 
 
 def test_words_of_a_site_enter_no_headline_or_log_unchecked(
@@ -316,7 +401,7 @@ def test_words_of_a_site_enter_no_headline_or_log_unchecked(
 
 def test_no_value_of_an_update_enters_a_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        StudyRun(make_study(), Link(except_for("B", Answer("B", update=update_of(3e7))))).run()
+        StudyRun(make_study(), Link(except_for("B", Answer("B", payload=update_of(3e7))))).run()
 
     assert "update.rejected site=B" in caplog.text
     assert "3e+07" not in caplog.text

@@ -1,0 +1,83 @@
+"""Remember how far every site's ledger had come when it last released something.
+
+A hospital's whole machine may be put back from a backup, ledger, witness and all; then only
+those outside can tell. So each release carries the signed head of the site's ledger; the server
+keeps the highest and shows it to the site at the next round, which holds its own ledger against
+it. A release from a ledger that is behind, or went another way, is not used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medfed.common.errors import TrustError
+from medfed.common.files import write_atomically
+from medfed.common.trust.keys import fingerprint, read_public_key
+from medfed.common.trust.ledger_head import Head, check_head
+
+
+class KnownHeads:
+    """The highest ledger head of every enrolled site. For processes to share.
+
+    Args:
+        sites: The server's folder of enrolled public keys; the heads lie beside them.
+    """
+
+    def __init__(self, sites: Path) -> None:
+        self._sites = sites
+
+    def of(self, site: str) -> Head | None:
+        """The highest head of a site under the key that it is enrolled with now."""
+        try:
+            kept = json.loads((self._sites / f"{site}.head.json").read_text(encoding="utf-8"))
+            if kept["key"] != fingerprint(read_public_key(self._sites / f"{site}.pub")):
+                return None
+        except FileNotFoundError:
+            return None
+        return Head(kept["sequence"], kept["hash"], kept["signature"])
+
+    def take(self, site: str, head: Head | None) -> None:
+        """Check the head that came with a release, and remember it.
+
+        Args:
+            site: Who sent it, by its key.
+            head: As it came; None: the release had none.
+
+        Raises:
+            TrustError: there is none, the site did not sign it, or it is behind the highest
+                known or beside it. Nothing is remembered then.
+        """
+        public_key = read_public_key(self._sites / f"{site}.pub")
+        if head is None:
+            raise _refused(site, "its release says nothing of its ledger")
+        check_head(head, public_key, who=f"site {site!r}")
+        with self._alone():
+            known = self.of(site)
+            if known is not None and head.sequence < known.sequence:
+                raise _refused(site, "its ledger is behind what it released before")
+            if known is not None and head.sequence == known.sequence and head.hash != known.hash:
+                raise _refused(site, "its ledger is another one than it released from before")
+            content = {"key": fingerprint(public_key), **head._asdict()}
+            write_atomically(self._sites / f"{site}.head.json", json.dumps(content).encode())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        handle = os.open(self._sites / ".heads.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _refused(site: str, found: str) -> TrustError:
+    return TrustError(
+        f"site {site!r}: {found}. Its release is not used.",
+        advice="ask the hospital whether its machine was put back from a backup or runs twice; "
+        "it restores its newest ledger.",
+    )
