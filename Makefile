@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FOLDERS := common server client simulations deploy
 
-.PHONY: help demo test check format venv types proto bench clean
+.PHONY: help demo test test-faults check format venv types proto bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ demo: venv  ## three synthetic hospitals train one model, end to end
 
 test: venv types  ## the tests, one file per core at a time
 	@$(BIN)/pytest -q -n auto --dist loadfile
+
+test-faults: venv types  ## kill sites (-9) at random moments, 80 runs: about 20 minutes
+	@$(BIN)/pytest -q -n 2 --dist loadfile tests/faults
 
 check: venv types  ## format, lint, types, layers, doctests
 	@$(BIN)/ruff format --check .

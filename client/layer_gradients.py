@@ -35,6 +35,9 @@ from torch.linalg import vector_norm
 from medfed.client.bookkeeping import Again, Chunk
 from medfed.common.errors import ConfigError
 
+_BLOCK = 1 << 16  # numbers of a Gram matrix worked on at once: 256 KiB stay in the cache
+_BLOCK_ON_CUDA = 1 << 26  # there, large pieces are faster
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -182,8 +185,7 @@ class _LinearRule:
         again = Again(layer.weight, lambda x, g: g.mT @ x, *_wide(layer, x, g))
         if layer.bias is not None:
             chunk.keep(layer.bias, g)
-        size = vector_norm(again.x, dim=1) * vector_norm(again.g, dim=1)
-        chunk.never_form(lambda x, g, x2, g2: (x * x2).sum(1) * (g * g2).sum(1), size, again)
+        chunk.never_form(_inner_of_vectors, again, block=chunk.rows)
         return (g @ layer.weight.to(g.dtype)).to(x.dtype) if wanted else None
 
 
@@ -229,8 +231,8 @@ class _ConvRule:
             chunk.keep(layer.bias, g.to(layer.weight.dtype).sum((2, 3)))
         with _full_precision(x):
             if _ghost_is_cheaper(layer, x, g, chunk.scans_per_patient):
-                size = _size(layer, again.x, again.g)
-                chunk.never_form(partial(_inner, layer), size, again)
+                block = max(1, (_BLOCK_ON_CUDA if x.is_cuda else _BLOCK) // x[0, 0].numel() ** 2)
+                chunk.never_form(partial(_inner, layer), again, block)
             else:
                 rows = _row_gradients(layer, again.x, again.g)
                 chunk.keep_if_it_fits(rows, partial(_size, layer), again)
@@ -282,31 +284,51 @@ def _unfolds(layer: nn.Conv2d, x: Tensor) -> bool:
 def _ghost_is_cheaper(layer: nn.Conv2d, x: Tensor, g: Tensor, scans_per_patient: int) -> bool:
     """Compare the multiplications per row. Reads shapes and public numbers only."""
     positions, outputs, weights = g.shape[2:].numel(), len(layer.weight), layer.weight[0].numel()
-    (kh, kw), (ph, pw) = layer.kernel_size, cast(tuple[int, int], layer.padding)
-    pixels = (x.shape[2] + 2 * ph) * (x.shape[3] + 2 * pw)
-    ghost = pixels**2 * x.shape[1] + positions**2 * (outputs + 4 * kh * kw)
+    pixels, additions = x.shape[2:].numel(), 4 * sum(layer.kernel_size)
+    ghost = pixels**2 * (x.shape[1] + additions) + positions**2 * outputs
     pairs = (scans_per_patient + 1) / 2
     return layer.groups == 1 and pairs * ghost < positions * outputs * weights
 
 
-def _inner(layer: nn.Conv2d, x: Tensor, g: Tensor, x2: Tensor, g2: Tensor) -> Tensor:
-    """Inner products of the weight gradients of rows ``x, g`` with those of ``x2, g2``.
+def _inner_of_vectors(x: Tensor, g: Tensor, x2: Tensor, g2: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_inner`, of a Linear layer: one position."""
+    products = (x * x2).sum(1) * (g * g2).sum(1)
+    return products, products.abs().sqrt()
+
+
+def _inner(layer: nn.Conv2d, x: Tensor, g: Tensor, x2: Tensor, g2: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products of the weight gradients of rows ``x, g`` with those of ``x2, g2``, and sizes.
 
     Each is the sum over two positions of <patch, patch'> <output gradient, output gradient'>.
-    Those of patches follow from those of pixels: one shifted addition per kernel element.
+    Those of patches follow from those of pixels: one shifted addition per kernel column, then
+    one per kernel row. Pixels of the padding are 0 and left out.
     """
-    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    (ph, pw), (height, width) = cast(tuple[int, int], layer.padding), g.shape[2:]
-    x, x2 = (F.pad(t, (pw, pw, ph, ph)) for t in (x, x2))
+    (sh, sw), (dh, dw), (ph, pw) = (
+        layer.stride,
+        layer.dilation,
+        cast(tuple[int, int], layer.padding),
+    )
+    (kh, kw), (rows, _, height, width) = layer.kernel_size, g.shape
     pixels = torch.bmm(x.flatten(2).mT, x2.flatten(2)).view(-1, *x.shape[2:], *x.shape[2:])
-    patches = pixels.new_zeros(len(x), height, width, height, width)
+    strips = pixels.new_zeros(rows, x.shape[2], width, x.shape[2], width)
+    for right in range(0, kw * dw, dw):
+        to, of = _meeting(right - pw, sw, width, x.shape[3])
+        strips[:, :, to, :, to] += pixels[:, :, of, :, of]
+    patches = pixels.new_zeros(rows, height, width, height, width)
     for down in range(0, kh * dh, dh):
-        i = slice(down, down + sh * (height - 1) + 1, sh)
-        for right in range(0, kw * dw, dw):
-            j = slice(right, right + sw * (width - 1) + 1, sw)
-            patches += pixels[:, i, j, i, j]
+        to, of = _meeting(down - ph, sh, height, x.shape[2])
+        patches[:, to, :, to] += strips[:, of, :, of]
     outputs = torch.bmm(g.flatten(2).mT, g2.flatten(2))
-    return patches.view_as(outputs).mul_(outputs).sum((1, 2))
+    products = patches.view_as(outputs).mul_(outputs)
+    return products.sum((1, 2)), products.diagonal(dim1=1, dim2=2).abs().sqrt().sum(1)
+
+
+def _meeting(shift: int, stride: int, positions: int, pixels: int) -> tuple[slice, slice]:
+    """The positions ``t`` with a pixel at ``stride * t + shift``, and those pixels."""
+    first = max(0, -(shift // stride))
+    count = max(0, min(positions, (pixels - 1 - shift) // stride + 1) - first)
+    begin = stride * first + shift
+    return slice(first, first + count), slice(begin, begin + stride * count, stride)
 
 
 def _size(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:

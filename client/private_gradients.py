@@ -46,15 +46,19 @@ class PatientBatch(NamedTuple):
     Attributes:
         inputs: float32, shape ``(rows, ...)``: what the network takes.
         labels: shape ``(rows, ...)``: what the loss takes.
-        unit: int64, shape ``(rows,)``, non-decreasing, in [0, units): the patient of each row,
-            numbered anew in each batch. Patients may have unequal numbers of rows, >= 1.
+        unit: int64, shape ``(rows - padding,)``, non-decreasing, in [0, units): the patient of
+            each row, numbered anew in each batch. Patients may have unequal numbers of rows,
+            >= 1. Augmented copies of a scan are rows like others.
         units: Number of patients in this batch; >= 0.
+        padding: The last so many rows belong to nobody. They cost what others cost, contribute
+            exactly zero, and need a label that the loss takes.
     """
 
     inputs: Tensor
     labels: Tensor
     unit: Tensor
     units: int
+    padding: int = 0
 
 
 class PrivateSteps:
@@ -187,16 +191,15 @@ def clipped_sums(
     """
     _check_batch(batch)
     parameters = {p: name for name, p in network.named_parameters() if p.requires_grad}
-    if not len(batch.unit):
+    if not len(batch.inputs):
         return {p: torch.zeros_like(p) for p in parameters}
-    chunk = Chunk(batch.unit.to(batch.inputs.device), batch.units, scans_per_patient)
-    device = batch.inputs.device.type
+    unit, device = batch.unit.to(batch.inputs.device), batch.inputs.device.type
+    chunk = Chunk(unit, batch.units, scans_per_patient, batch.padding)
     with recording(network, chunk), torch.enable_grad():
         rows = loss(network(batch.inputs), batch.labels)
-        if rows.shape != batch.unit.shape:
+        if rows.shape != (chunk.rows,):
             raise ValueError(
-                f"loss must give one value per row, shape ({len(batch.unit)},), "
-                f"got {tuple(rows.shape)}"
+                f"loss must give one value per row, shape ({chunk.rows},), got {tuple(rows.shape)}"
             )
         with torch.autocast(device, enabled=False):
             total = (rows * chunk.row_weight).sum()
@@ -254,12 +257,13 @@ class _NoisingOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc] 
 def _check_batch(batch: PatientBatch) -> None:
     """Refuse a batch whose rows are not grouped by patient: its norms would be wrong."""
     rows, unit = len(batch.inputs), batch.unit
-    if unit.shape != (rows,) or len(batch.labels) != rows:
+    owned = rows - batch.padding
+    if batch.padding < 0 or unit.shape != (owned,) or len(batch.labels) != rows:
         raise ValueError(
-            f"a batch of {rows} rows needs {rows} labels and units, "
-            f"got {len(batch.labels)} and shape {tuple(unit.shape)}"
+            f"a batch of {rows} rows, {batch.padding} of them padding, needs {rows} labels and "
+            f"{owned} units, got {len(batch.labels)} and shape {tuple(unit.shape)}"
         )
-    if rows and (unit[0] < 0 or unit[-1] >= batch.units or bool((unit.diff() < 0).any())):
+    if owned and (unit[0] < 0 or unit[-1] >= batch.units or bool((unit.diff() < 0).any())):
         raise ValueError(f"unit must be non-decreasing and in [0, {batch.units})")
 
 

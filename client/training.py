@@ -4,13 +4,21 @@ With privacy every step goes through ``private_gradients``: patients are drawn b
 at the study's sampling rate, each gives the mean gradient over at most ``scans_per_patient`` of
 its scans, clipped and noised. Without privacy it is the ordinary loop over shuffled batches.
 Nothing but the update comes out of here: no loss, no norm, no count.
+
+How long a private step takes and how much memory it needs tell little of the sample: physical
+batches have one public size, filled up with zeros, and a step has at least a public number of
+them (`batch_plan`), so that nobody sampled costs what a usual sample costs. Not constant: a
+sample past four standard deviations takes one more batch; patients with several scans take time
+for each pair of their rows, and memory for each patient; numbers beyond 4096, or not finite,
+take a slower way. With ``scans_per_patient`` above what patients mostly have, most is padding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +36,7 @@ from medfed.common.study import Site, Study, steps_per_round
 from medfed.common.updates import Parameters, subtract
 
 _CHUNK_VALUES = 2_000_000
-"""Numbers in one physical batch: a public constant, so that memory tells nothing of the sample."""
+"""Most numbers in one physical batch, but for a patient alone; public."""
 
 _CACHE_BYTES = 2 << 30
 """A fixed front end is computed once per scan while its outputs fit in this."""
@@ -42,6 +50,7 @@ class TrainingData:
         inputs: float32 (scans, ...), the scans or the outputs of the fixed front.
         labels: int64 (scans,).
         scans_of: Patient -> rows of its scans.
+        pseudonyms: Patient -> the name that the site's ledger knows them by; empty: no names.
         trained: The module that takes ``inputs``: the body where the front is already applied.
     """
 
@@ -49,6 +58,23 @@ class TrainingData:
     labels: torch.Tensor
     scans_of: tuple[npt.NDArray[np.int64], ...]
     trained: nn.Module
+    pseudonyms: tuple[bytes, ...] = ()
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Rows of all scans of the patients that take part, ascending."""
+        return np.sort(np.concatenate([np.empty(0, np.int64), *self.scans_of]))
+
+    def only(self, eligible: Collection[bytes] | None) -> TrainingData:
+        """The same scans, of some patients only.
+
+        Args:
+            eligible: Pseudonyms of those who take part; None: everyone.
+        """
+        if eligible is None:
+            return self
+        named = zip(self.pseudonyms, self.scans_of, strict=True)
+        return replace(self, scans_of=tuple(rows for name, rows in named if name in eligible))
 
 
 def prepare(network: Network, scans: ScanSet, device: torch.device) -> TrainingData:
@@ -67,8 +93,9 @@ def prepare(network: Network, scans: ScanSet, device: torch.device) -> TrainingD
     return TrainingData(
         inputs=inputs.to(device),
         labels=torch.from_numpy(part.labels).to(device),
-        scans_of=tuple(np.split(order, borders)),
+        scans_of=tuple(np.split(order, borders)) if part.patients else (),
         trained=trained,
+        pseudonyms=part.pseudonyms,
     )
 
 
@@ -80,9 +107,12 @@ def apply_front(
     Returns:
         What to feed, and the module to feed it to.
     """
-    if network.front is None or not len(images):
-        return images, network if network.front is None else network.body
+    if network.front is None:
+        return images, network
     with torch.no_grad():
+        if not len(images):  # none, of the shape that the body takes
+            blank = images.new_zeros(1, *images.shape[1:]).to(device)
+            return network.front(blank)[:0].cpu(), network.body
         first = network.front(images[:1].to(device))
         if first.numel() * first.element_size() * len(images) > _CACHE_BYTES:
             return images, network
@@ -192,23 +222,69 @@ def _train_privately(
                 steps.step(batches, after_noise=penalty)
 
 
+class BatchPlan(NamedTuple):
+    """In what physical batches a step is done. Public: a function of the study's numbers.
+
+    Attributes:
+        rows: Rows of every physical batch; >= scans_per_patient.
+        least: Physical batches of every step, however few patients were sampled; >= 1.
+    """
+
+    rows: int
+    least: int
+
+
+def batch_plan(mechanism: Mechanism, inputs: torch.Tensor) -> BatchPlan:
+    """Plan physical batches that hold nearly every sample, with little to spare.
+
+    They have room for the patients expected in a step and four standard deviations more, each
+    with ``scans_per_patient`` scans; one step in 30,000 samples more and takes another batch.
+    That is for a site with as many patients as it declared.
+
+    Args:
+        mechanism: Of the site.
+        inputs: What the network takes, shape ``(scans, ...)``. Only the shape of one scan is
+            read.
+    """
+    lot, scans = mechanism.lot, mechanism.scans_per_patient
+    patients = math.ceil(lot + 4.0 * math.sqrt(lot * (1.0 - mechanism.sampling_rate)))
+    most = max(1, _chunk_rows(inputs) // scans)  # patients in a physical batch
+    least = math.ceil(patients / most)
+    return BatchPlan(rows=math.ceil(patients / least) * scans, least=least)
+
+
 def _batches(
     data: TrainingData,
     patients: npt.NDArray[np.int64],
     mechanism: Mechanism,
     randomness: Randomness,
 ) -> Iterator[PatientBatch]:
-    """The sampled patients' scans in physical batches that never split a patient."""
-    per_batch = max(1, _chunk_rows(data.inputs) // mechanism.scans_per_patient)
-    for begin in range(0, len(patients), per_batch):
-        chosen = [
-            data.scans_of[p][randomness.choose(len(data.scans_of[p]), mechanism.scans_per_patient)]
-            for p in patients[begin : begin + per_batch]
-        ]
-        rows = torch.from_numpy(np.concatenate(chosen)).to(data.inputs.device)
-        sizes = torch.tensor([len(scans) for scans in chosen], device=data.inputs.device)
-        unit = torch.repeat_interleave(torch.arange(len(chosen), device=sizes.device), sizes)
-        yield PatientBatch(data.inputs[rows], data.labels[rows], unit, len(chosen))
+    """The sampled patients' scans in physical batches of one size that never split a patient."""
+    plan = batch_plan(mechanism, data.inputs)
+    chosen: list[npt.NDArray[np.int64]] = []
+    done = filled = 0
+    for patient in patients:
+        scans = data.scans_of[patient]
+        scans = scans[randomness.choose(len(scans), mechanism.scans_per_patient)]
+        if filled + len(scans) > plan.rows:
+            yield _filled_up(data, chosen, plan.rows)
+            chosen, done, filled = [], done + 1, 0
+        chosen.append(scans)
+        filled += len(scans)
+    for rest in [chosen] + [[]] * (plan.least - done - 1):
+        yield _filled_up(data, rest, plan.rows)
+
+
+def _filled_up(data: TrainingData, chosen: list[npt.NDArray[np.int64]], rows: int) -> PatientBatch:
+    """A physical batch of the patients' chosen scans, filled up to ``rows`` with zeros."""
+    device = data.inputs.device
+    scans = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *chosen])).to(device)
+    sizes = torch.tensor([len(scans) for scans in chosen], dtype=torch.int64, device=device)
+    inputs = data.inputs.new_zeros(rows, *data.inputs.shape[1:])
+    labels = data.labels.new_zeros(rows)
+    inputs[: len(scans)], labels[: len(scans)] = data.inputs[scans], data.labels[scans]
+    unit = torch.repeat_interleave(torch.arange(len(chosen), device=device), sizes)
+    return PatientBatch(inputs, labels, unit, len(chosen), padding=rows - len(scans))
 
 
 def _train_plainly(
@@ -221,8 +297,9 @@ def _train_plainly(
 ) -> None:
     device = data.inputs.device
     loss = _loss(study, device)
-    for rows in _shuffled_batches(len(data.labels), study, site, randomness):
-        chosen = torch.from_numpy(rows).to(device)
+    taking_part = data.rows
+    for places in _shuffled_batches(len(taking_part), study, site, randomness):
+        chosen = torch.from_numpy(taking_part[places]).to(device)
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, study.training.precision):
             logits = data.trained(data.inputs[chosen])

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from torch import nn
 
-MEDIUM_SIZE = 64  # from here on the stem halves the input once
-LARGE_SIZE = 128  # from here on the stem is the published one
+MEDIUM_SIZE = 64  # from here on a stem shrinks: the residual ones as published, AlexNet's by half
+LARGE_SIZE = 128  # from here on AlexNet's stem is the published one too
 _WIDEST_DENSE = 4096  # the published width of AlexNet's and VGG's dense layers
 
 M = TypeVar("M", bound=nn.Module)

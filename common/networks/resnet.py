@@ -3,8 +3,8 @@
 What differs from the paper:
 
 * GroupNorm (32 groups) wherever the paper has BatchNorm, which would mix patients;
-* the stem is the published 7×7 with stride 2 and 3×3 max-pooling from 128 pixels on, the 7×7
-  alone from 64, and below that one 3×3 with stride 1, as the paper has for CIFAR-10.
+* the stem is the published one, 7×7 with stride 2 and 3×3 max-pooling, from 64 pixels on, and
+  below that one 3×3 with stride 1, as the paper has for CIFAR-10.
 
 Source:
     He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. CVPR 2016.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from medfed.common.networks.layers import LARGE_SIZE, MEDIUM_SIZE, group_norm, he_init
+from medfed.common.networks.layers import MEDIUM_SIZE, group_norm, he_init
 from medfed.common.networks.network import Network
 
 _STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # channels, stride of the first block
@@ -45,13 +45,14 @@ def resnet18(*, channels: int, size: int, outputs: int) -> Network:
 
 def stem(channels: int, size: int) -> list[nn.Module]:
     """Return the layers before the first block, 64 channels; DenseNet begins with the same."""
-    kernel, stride = (7, 2) if size >= MEDIUM_SIZE else (3, 1)
+    published = size >= MEDIUM_SIZE
+    kernel, stride = (7, 2) if published else (3, 1)
     layers: list[nn.Module] = [
         nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False),
         group_norm(64),
         nn.ReLU(),
     ]
-    if size >= LARGE_SIZE:
+    if published:
         layers.append(nn.MaxPool2d(3, stride=2, padding=1))
     return layers
 
