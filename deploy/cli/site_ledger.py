@@ -70,11 +70,9 @@ def _show_budget(site: SiteRoot, found: Budget) -> None:
     epsilon, delta = found.ceiling
     typer.echo(f"Site {site.name}: the privacy of its patients ({NEIGHBOURS}, delta = {delta:g})")
     typer.echo(f"  ceiling over all studies   epsilon {epsilon:g}")
-    typer.echo(f"  most exposed patient       spent {epsilon_text(found.spent)}")
-    typer.echo(f"                             as held over studies {epsilon_text(found.held)}")
-    typer.echo(
-        f"                             with all that is approved {epsilon_text(found.reserved)}"
-    )
+    typer.echo(f"  most exposed patient       {epsilon_text(found.spent)} spent")
+    typer.echo(f"    when all approved ran    {epsilon_text(found.reserved)}")
+    typer.echo(f"    as the ceiling counts it {epsilon_text(found.held)}")
     typer.echo(f"  patients ever eligible     {found.patients}, excluded {found.excluded}")
     for p in found.purposes:
         state = f"{p.left} of {p.paid + p.left} left" if p.open else "withdrawn"
