@@ -164,15 +164,24 @@ def scans_of_patients(site: SiteRoot, study: Study) -> ScanSet:
     """
     _check_patient_array(site, study)
     pseudonymise = PseudonymKey(site.pseudonym_key)
-    scans = read_scans(site.scans, study, pseudonymise=pseudonymise)
+    scans = read_scans(site.scans, _naming_patients(site, study), pseudonymise=pseudonymise)
     if study.private and scans.unit == "image":
         raise ScanError(
             f"site {site.name!r}: study {study.name!r} protects patients, and not every scan in "
             f"{site.scans} says whose it is; a patient with several scans would be protected less.",
-            advice="write the PatientID into the DICOM files; in an .npz, add an array that says "
-            "which scans belong together and name it in the study (scans.group_key).",
+            advice="write the PatientID into the DICOM files; for an .npz, let patient_array in "
+            "site.toml, [scans], name the array that says whose each scan is.",
         )
     return scans
+
+
+def _naming_patients(site: SiteRoot, study: Study) -> Study:
+    """The study with the site's own array of patients, where it names none."""
+    named = site.settings.scans.patient_array
+    if named is None or study.scans.group_key is not None or site.scans.suffix.lower() != ".npz":
+        return study
+    scans = study.scans.model_copy(update={"group_key": named})
+    return study.model_copy(update={"scans": scans})
 
 
 def _check_patient_array(site: SiteRoot, study: Study) -> None:

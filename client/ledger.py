@@ -10,6 +10,7 @@ and signed by the site (``ledger_file.py``), so that none can be changed later. 
     void      a reservation that came to nothing; three of one round withdraw the site
     withdraw  no more of a study
     exclude   patients who take part in nothing any more; what they spent stays
+    loss      later entries may be missing: all that stood approved counts as spent, and ends
 
 A round is keyed by (study digest, run, round, base model, purpose). So after any crash: what was
 committed may be sent again, for free, and is never trained again; what was only reserved has
@@ -177,6 +178,8 @@ class Ledger:
         """
         with self._writing():
             standing = self._state.standing(digest)
+            if standing is not None and not any(map(standing.left, standing.terms)):
+                raise self._nothing_left(digest)
             if standing is not None:
                 return standing
             rest = {
@@ -196,7 +199,13 @@ class Ledger:
                 }
                 for purpose, term in rest.items()
             }
-            body = {"kind": "approve", "digest": digest, "study": study, "terms": written}
+            body = {
+                "kind": "approve",
+                "digest": digest,
+                "study": study,
+                "terms": written,
+                "ceiling": _written(self._ceiling()),
+            }
             approval = self._state.approvals[self._append(body).sequence]
         return approval
 
@@ -249,6 +258,17 @@ class Ledger:
         with self._writing():
             approval = self._standing_or_refuse(digest)
             self._append(_withdrawal(approval, reason))
+
+    def own_up(self) -> int:
+        """Note that later entries may be lost: all that stands approved counts as spent.
+
+        Returns:
+            How many approvals that ended.
+        """
+        with self._writing():
+            standing = sum(approval.open for approval in self._state.approvals.values())
+            self._append({"kind": "loss"})
+        return standing
 
     def exclude(self, patients: Collection[Pseudonym]) -> int:
         """Stop all future use of patients; what they spent is kept. Returns how many are new."""
@@ -459,9 +479,9 @@ class Ledger:
             f"site {self._site!r}: its ledger {found}. It was put back from a backup, or the "
             "site runs in two places. Nothing was released.",
             advice="stop every other copy of this site and restore the newest ledger.db. If it is "
-            "lost, or two copies released, part of what patients spent is lost: your data board "
-            "decides; to go on with this ledger all the same, move the witness file away and "
-            "make a new one with `medfed site witness --lost`.",
+            "lost, or two copies released, part of what patients spent is not known: your data "
+            "board decides. To go on with this ledger, `medfed site witness --lost` counts all "
+            "that was approved in it as spent.",
         )
 
     def _check_against_witness(self, witness: Witness) -> None:
@@ -470,8 +490,9 @@ class Ledger:
             raise LedgerMismatchError(
                 f"site {self._site!r}: its ledger has {self._file.head.sequence} entries, and the "
                 f"witness {witness.path} is missing: this may be a copy of the site.",
-                advice="bring the witness file from the machine where the site ran; if that is "
-                "lost and no other copy runs, `medfed site witness --lost` makes a new one.",
+                advice="bring the witness file from the machine where the site ran; if it is lost "
+                "and no other copy runs, `medfed site witness --lost` counts all that is approved "
+                "as spent and makes a new one.",
             )
         try:
             for head in known:
@@ -528,13 +549,15 @@ class Ledger:
 
     def _standing_or_refuse(self, digest: str) -> Approval:
         approval = self._state.standing(digest)
-        if approval is None:
-            raise ApprovalError(
-                f"site {self._site!r}: the study with digest {digest[:8]} is not approved here, or "
-                "was withdrawn.",
-                advice="read the study, then `medfed site approve STUDY.toml`.",
-            )
-        return approval
+        if approval is not None:
+            return approval
+        ended = any(a.digest == digest for a in self._state.approvals.values())
+        found = "was withdrawn here" if ended else "is not approved here"
+        raise ApprovalError(
+            f"site {self._site!r}: the study with digest {digest[:8]} {found}.",
+            advice="if the site shall take part, read the study, then `medfed site approve "
+            "STUDY.toml`.",
+        )
 
     def _affording(
         self,
@@ -606,6 +629,11 @@ def _withdrawal(approval: Approval, reason: str) -> dict[str, Any]:
         "approval": approval.sequence,
         "reason": reason,
     }
+
+
+def _written(ceiling: Ceiling) -> list[float] | None:
+    """The ceiling that an approval was given under, for the auditor; None: none."""
+    return None if ceiling == NO_CEILING else list(ceiling)
 
 
 def _named(key: RoundKey) -> str:

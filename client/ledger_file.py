@@ -8,6 +8,7 @@ patient sets and the released bytes that entries name by their SHA-256.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -295,6 +296,16 @@ class LedgerFile:
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+            self._fold_log()
+
+    def _fold_log(self) -> None:
+        """Bring the file itself up to date, so that a copy of it alone is whole.
+
+        What was committed is on the disk already, in the log beside the file: if there is no
+        room for this now, the next entry's turn does it.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:

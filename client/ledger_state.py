@@ -50,6 +50,7 @@ class Approval:
         terms: What was set aside.
         members: Purpose -> who was eligible when it was given; None: everyone (simulation).
         open: Whether more may be released under it.
+        lost: Whether entries of it may be missing, so that all of it counts as spent.
         paid: Purpose -> releases made under it.
     """
 
@@ -59,12 +60,18 @@ class Approval:
     terms: Terms
     members: Mapping[Purpose, frozenset[Pseudonym] | None]
     open: bool = True
+    lost: bool = False
     paid: dict[Purpose, int] = field(default_factory=dict)
 
     def charge(self, purpose: Purpose) -> Charge:
         """What being eligible for a purpose costs."""
-        term, paid = self.terms[purpose], self.paid.get(purpose, 0)
-        return Charge(self.sequence, purpose, term, paid, self.open)
+        return Charge(self.sequence, purpose, self.terms[purpose], self.spent(purpose), self.open)
+
+    def spent(self, purpose: Purpose) -> int:
+        """Releases that count as made: all of them where entries may be missing."""
+        if self.lost and purpose in self.terms:
+            return self.terms[purpose].releases
+        return self.paid.get(purpose, 0)
 
     def left(self, purpose: Purpose) -> int:
         """Releases that may still be made."""
@@ -126,6 +133,11 @@ class LedgerState:
             case "withdraw":
                 self.approvals[body["approval"]].open = False
                 self._end_reservations(body["digest"])
+            case "loss":
+                for approval in self.approvals.values():
+                    if approval.open:
+                        approval.open, approval.lost = False, True
+                        self._end_reservations(approval.digest)
             case "exclude":
                 self.excluded |= unpacked(self._read_set(body["patients"]))
             case other:
@@ -157,7 +169,7 @@ class LedgerState:
 
     def paid_in_all(self, digest: str, purpose: Purpose) -> int:
         """Releases of a study, over all its runs and approvals."""
-        return sum(a.paid.get(purpose, 0) for a in self.approvals.values() if a.digest == digest)
+        return sum(a.spent(purpose) for a in self.approvals.values() if a.digest == digest)
 
     def members(self, *, before: int | None = None) -> dict[tuple[int, Purpose], frozenset[bytes]]:
         """(approval, purpose) -> who is charged for it, of approvals older than ``before``."""

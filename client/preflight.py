@@ -23,7 +23,7 @@ import numpy as np
 
 from medfed.client.approvals import approved_studies, scans_of_patients
 from medfed.client.scans.scanset import TRAIN, ScanSet
-from medfed.client.site_root import SiteRoot
+from medfed.client.site_root import SiteRoot, open_ledger
 from medfed.common.errors import MedfedError, ScanError, TransportError, TrustError
 from medfed.common.study import Study
 
@@ -80,11 +80,13 @@ def preflight(site: SiteRoot, tell: Tell, *, retry_for_s: float) -> None:
         retry_for_s: How long to go on trying to reach the server, seconds.
 
     Raises:
+        LedgerError: the ledger cannot be trusted.
         ApprovalError: no study is approved.
         ScanError: the scans cannot be used.
         TransportError: the server does not answer.
         TrustError: what answers is not the coordinator's server, or this clock is wrong.
     """
+    open_ledger(site).close()  # a ledger that cannot be trusted is told before anything runs
     study = approved_studies(site)[0]
     tell(Notice("state", f"study {study.name} ({study.digest[:8]}) is approved here"))
     report = look_at_scans(site, study)

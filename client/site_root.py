@@ -20,7 +20,7 @@ import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -29,7 +29,7 @@ from medfed.client.ledger import Ledger
 from medfed.client.ledger_file import LedgerFile
 from medfed.client.scans.patients import PseudonymKey
 from medfed.client.witness import Witness, default_witness
-from medfed.common.errors import ConfigError
+from medfed.common.errors import ConfigError, MedfedError
 from medfed.common.strict_toml import StrictTable, read_strict
 from medfed.common.study import ArrayName, SiteName
 from medfed.common.trust.certificates import read_authority
@@ -235,7 +235,7 @@ def create_site(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     site = open_site(root)
-    renew_witness(site)
+    _witness_as_it_is(site)
     return site
 
 
@@ -255,22 +255,52 @@ def open_ledger(site: SiteRoot) -> Ledger:
     )
 
 
-def renew_witness(site: SiteRoot) -> Head:
-    """Make a missing witness from the ledger as it lies here; returns what it remembers.
+class Renewed(NamedTuple):
+    """What came of a new witness.
+
+    Attributes:
+        head: What it remembers.
+        ended: Approvals that ended and count as wholly spent.
+        kept: Where the old witness was put; None: there was none.
+    """
+
+    head: Head
+    ended: int
+    kept: Path | None
+
+
+def renew_witness(site: SiteRoot) -> Renewed:
+    """Go on with the ledger as it lies here, though later entries of it may be lost.
+
+    Nobody knows what those entries spent. So every approval that stands counts as wholly spent
+    and ends; studies that were approved later are not known at all. An old witness is put aside.
 
     Raises:
-        ConfigError: there is a witness.
         LedgerError: the ledger was altered.
     """
+    kept = None
     if site.witness.exists():
-        raise ConfigError(
-            f"site {site.name!r}: the witness {site.witness} is there and stays as it is.",
-            advice="if the ledger does not agree with it, restore the newest ledger.db.",
-        )
+        number = 1 + sum(1 for _ in site.witness.parent.glob(f"{site.witness.name}.*.aside"))
+        kept = site.witness.rename(site.witness.with_name(f"{site.witness.name}.{number}.aside"))
+    try:
+        _witness_as_it_is(site)
+        ledger = open_ledger(site)
+    except MedfedError:
+        if kept is not None:
+            kept.replace(site.witness)
+        raise
+    try:
+        ended = ledger.own_up()
+        return Renewed(ledger.head, ended, kept)
+    finally:
+        ledger.close()
+
+
+def _witness_as_it_is(site: SiteRoot) -> None:
+    """Make a witness of the ledger as it lies here."""
     file = LedgerFile(site.ledger, HeadSigner(site.node_key), site=site.name)
     try:
         Witness(site.witness, site=site.name).keep(file.head)
-        return file.head
     finally:
         file.close()
 
@@ -388,7 +418,8 @@ def _check_secret(path: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"{path}: the key cannot be read ({_reason(error)}).",
-            advice="restore it from the site's backup, or make a new site and enrol it.",
+            advice="restore it from a backup of the site's folder; a new site would forget what "
+            "its patients have spent.",
         ) from error
     if mode & 0o077:
         raise ConfigError(

@@ -50,7 +50,7 @@ _TASK = re.compile(
 )
 _TASK_TEXT = {
     "started": "{kind} started",
-    "done": "{kind} done; the reply goes to the server",
+    "done": "{kind} answered; the reply goes to the server",
     "failed": "{kind} failed; the server is told the kind of error only, see {log}",
     "unwanted": "{kind} done, but the server no longer waits for it",
     "not_pulled": "a task could not be read from the node, see {log}",

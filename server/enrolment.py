@@ -16,6 +16,7 @@ from medfed.common.errors import TrustError
 from medfed.common.trust.keys import fingerprint, parse_public_key
 from medfed.common.trust.private_files import write_private
 from medfed.server.data_root import DataRoot, check_site_name
+from medfed.server.heads import KnownHeads
 from medfed.server.superlink import SuperLink
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class Enrolment:
         Args:
             site: Its name in the study files.
             public_key: Its ``node_key.pub``.
-            replace: Whether another key of this site is thrown out.
+            replace: Whether another key of this site is thrown out, and what is remembered of
+                its ledger forgotten: the hospital has said that it goes on with an older one.
 
         Returns:
             The key's fingerprint, and whether the site was enrolled with it already.
@@ -58,6 +60,8 @@ class Enrolment:
         with self._one_at_a_time:
             enrolled, nodes = self._root.enrolled(), self._root.nodes()
             _check_key(site, key, enrolled, replace=replace)
+            if replace:
+                KnownHeads(self._root.sites).forget(site)
             if enrolled.get(site) == key and site in nodes:
                 return fingerprint(key), True
             pending = write_private(self._root.pending_key_file(site), key, replace=True)

@@ -41,6 +41,11 @@ class KnownHeads:
             return None
         return Head(kept["sequence"], kept["hash"], kept["signature"])
 
+    def forget(self, site: str) -> None:
+        """Let a site begin anew: its hospital lost the ledger, and says so."""
+        with self._alone():
+            (self._sites / f"{site}.head.json").unlink(missing_ok=True)
+
     def take(self, site: str, head: Head | None) -> None:
         """Check the head that came with a release, and remember it.
 
@@ -79,5 +84,6 @@ def _refused(site: str, found: str) -> TrustError:
     return TrustError(
         f"site {site!r}: {found}. Its release is not used.",
         advice="ask the hospital whether its machine was put back from a backup or runs twice; "
-        "it restores its newest ledger.",
+        "it restores its newest ledger. If that is lost and it goes on with an older one, "
+        "`medfed enrol approve KEY.pub --replace` forgets what this server remembers.",
     )

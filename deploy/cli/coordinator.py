@@ -107,7 +107,12 @@ def approve(
     site: Annotated[
         str | None, typer.Option(help="The site's name. Default: the file's name, as in A.pub.")
     ] = None,
-    replace: Annotated[bool, typer.Option(help="Throw out another key of this site.")] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            help="Throw out another key of this site, and forget what is known of its ledger."
+        ),
+    ] = False,
     access: _Access = _ACCESS,
     format: FormatOption = Format.TEXT,
 ) -> None:

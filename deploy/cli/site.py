@@ -21,7 +21,8 @@ _RootOfSite = Annotated[
 ]
 
 site_app = typer.Typer(
-    help="Commands of a hospital's admin: init, check, approve.", no_args_is_help=True
+    help="Commands of a hospital's admin: set up, approve, budget, exclude, withdraw, audit.",
+    no_args_is_help=True,
 )
 
 
@@ -154,10 +155,13 @@ def approve(
     """
     from medfed.client.approvals import approve as approve_study
     from medfed.client.site_root import open_site
+    from medfed.common.privacy.mechanism import evaluation_epsilon
+    from medfed.common.privacy.terms import EVALUATED_PARTS
     from medfed.common.study import load_study
 
     site = open_site(root)
-    given = approve_study(site, load_study(study))
+    read = load_study(study)
+    given = approve_study(site, read)
     private = given.delta is not None
     if format is Format.JSON:
         _write(
@@ -177,9 +181,14 @@ def approve(
         if private
         else "no differential privacy at all"
     )
+    judged = "".join(
+        f"\nIts score histograms cost a {part} patient epsilon = {spent:.3f} at the same delta."
+        for part in EVALUATED_PARTS
+        if (spent := evaluation_epsilon(read, part))
+    )
     typer.echo(
         f"Site {site.name} approved study {given.study}, digest {given.digest}.\n"
-        f"Its whole schedule costs a patient here {cost}.\n"
+        f"Its whole schedule costs a training patient here {cost}.{judged}\n"
         f"Set aside for {given.eligible[0]} of {given.eligible[1]} training patients (that is for "
         "you only); the others\ncannot afford it beside earlier studies and take no part. Patients "
         "who come later take part\nin the next study.\n"

@@ -60,7 +60,8 @@ def budget(
         return
     _show_budget(site, found)
     if study:
-        _show_plan(study.name, planned, policy_refusal(site, study))
+        standing = any(p.open and p.digest == study.digest for p in found.purposes)
+        _show_plan(study.name, planned, policy_refusal(site, study), standing)
 
 
 def _show_budget(site: SiteRoot, found: Budget) -> None:
@@ -68,11 +69,18 @@ def _show_budget(site: SiteRoot, found: Budget) -> None:
     from medfed.common.report.words import clean, epsilon_text
 
     epsilon, delta = found.ceiling
-    typer.echo(f"Site {site.name}: the privacy of its patients ({NEIGHBOURS}, delta = {delta:g})")
-    typer.echo(f"  ceiling over all studies   epsilon {epsilon:g}")
-    typer.echo(f"  most exposed patient       {epsilon_text(found.spent)} spent")
-    typer.echo(f"    when all approved ran    {epsilon_text(found.reserved)}")
-    typer.echo(f"    as the ceiling counts it {epsilon_text(found.held)}")
+    typer.echo(f"Site {site.name}: the privacy of its patients ({NEIGHBOURS})")
+    if site.settings.policy.epsilon_limit is None or site.settings.policy.delta_limit is None:
+        typer.echo("  ceiling over all studies   not written into site.toml yet")
+    else:
+        typer.echo(f"  ceiling over all studies   epsilon {epsilon:g} at delta {delta:g}")
+        typer.echo(f"  most exposed patient       {epsilon_text(found.spent)} spent")
+        typer.echo(f"    when all approved ran    {epsilon_text(found.reserved)}")
+        typer.echo(f"    as the ceiling counts it {epsilon_text(found.held)} (see docs/privacy.md)")
+        left = max(0.0, epsilon - found.held)
+        typer.echo(f"    left for further studies {epsilon_text(left)}")
+        if found.spent > epsilon:
+            typer.secho("Warning: more is spent than site.toml allows now.", fg=typer.colors.RED)
     typer.echo(f"  patients ever eligible     {found.patients}, excluded {found.excluded}")
     for p in found.purposes:
         state = f"{p.left} of {p.paid + p.left} left" if p.open else "withdrawn"
@@ -86,16 +94,22 @@ def _show_budget(site: SiteRoot, found: Budget) -> None:
     typer.echo("These numbers are for you; none of them leaves the site.")
 
 
-def _show_plan(study: str, planned: tuple[PlannedPurpose, ...], refusal: str) -> None:
+def _show_plan(
+    study: str, planned: tuple[PlannedPurpose, ...], refusal: str, standing: bool
+) -> None:
     from medfed.common.report.words import clean, epsilon_text
 
+    if standing:
+        typer.echo(f"{clean(study)} is approved already: see above.")
+        return
     if refusal:
         typer.secho(f"As site.toml stands: {clean(refusal)}", fg=typer.colors.YELLOW)
     typer.echo(f"Approving {clean(study)} would set aside")
     for p in planned:
         typer.echo(
             f"  {p.purpose:12}{p.releases} releases, epsilon {epsilon_text(p.epsilon)} for each of "
-            f"{p.eligible} patients; {p.patients - p.eligible} of {p.patients} cannot afford it"
+            f"{p.eligible} patients; {p.patients - p.eligible} of {p.patients} cannot afford it or "
+            "are excluded"
         )
     if not any(p.eligible for p in planned):
         typer.secho(
@@ -109,9 +123,15 @@ def exclude(
     patients: Annotated[
         Path, typer.Option(help="File of patient ids, one a line; '-' reads them from the input.")
     ],
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="Accept ids that no study here has met yet.")
+    ] = False,
     format: FormatOption = Format.TEXT,
 ) -> None:
     """Take patients out of everything from the next round on; what they spent is kept.
+
+    It cannot be undone. An id that no study has met is refused as a likely slip of the pen,
+    unless --unknown is given: for patients whose scans are to come.
 
     Ids come from a file or the input, never from the command line, which other users may see.
 
@@ -119,13 +139,23 @@ def exclude(
     """
     from medfed.client.scans.patients import PseudonymKey
     from medfed.client.site_root import open_ledger, open_site
+    from medfed.common.errors import ConfigError
 
     site = open_site(root)
     key = PseudonymKey(site.pseudonym_key)
-    pseudonyms = {key(patient) for patient in _ids(patients)}
+    named = {key(patient): line for line, patient in _ids(patients)}
     ledger = open_ledger(site)
     try:
-        known, new = ledger.knows(pseudonyms), ledger.exclude(pseudonyms)
+        strangers = sorted(line for name, line in named.items() if not ledger.knows([name]))
+        if strangers and not unknown:
+            raise ConfigError(
+                f"site {site.name!r}: no study here has met the patients in lines "
+                f"{', '.join(map(str, strangers))} of {patients}. Nobody was excluded.",
+                advice="write each id exactly as in the scans; add --unknown if these patients "
+                "are to come.",
+            )
+        pseudonyms, known = set(named), len(named) - len(strangers)
+        new = ledger.exclude(pseudonyms)
     finally:
         ledger.close()
     if format is Format.JSON:
@@ -138,7 +168,8 @@ def exclude(
     )
 
 
-def _ids(path: Path) -> list[str]:
+def _ids(path: Path) -> list[tuple[int, str]]:
+    """Line numbers and patient ids. Private."""
     from medfed.common.errors import ConfigError
 
     try:
@@ -148,7 +179,8 @@ def _ids(path: Path) -> list[str]:
             f"{path}: the patient ids cannot be read ({type(error).__name__}).",
             advice="give a text file (UTF-8) with one patient id a line.",
         ) from error
-    found = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = enumerate(text.splitlines(), start=1)
+    found = [(number, line.strip()) for number, line in lines if line.strip()]
     if not found:
         raise ConfigError(
             f"{path}: no patient id in it.", advice="give a text file with one patient id a line."
@@ -157,7 +189,9 @@ def _ids(path: Path) -> list[str]:
 
 
 def withdraw(
-    study: Annotated[str, typer.Argument(help="Digest of the study, or its first 8 digits.")],
+    study: Annotated[
+        str, typer.Argument(help="The study file, its digest, or the digest's first 8 digits.")
+    ],
     root: _Root,
     format: FormatOption = Format.TEXT,
 ) -> None:
@@ -169,9 +203,12 @@ def withdraw(
     from medfed.client.approvals import withdraw as withdraw_study
     from medfed.client.site_root import open_site
     from medfed.common.errors import ConfigError
+    from medfed.common.study import load_study
 
     site = open_site(root)
     standing = approved_studies(site)
+    if Path(study).is_file():
+        study = load_study(Path(study)).digest
     found = [s for s in standing if s.digest.startswith(study) and len(study) >= 8]
     if len(found) != 1:
         listed = ", ".join(f"{s.name} ({s.digest[:8]})" for s in standing)
@@ -208,20 +245,21 @@ def audit(root: _Root, format: FormatOption = Format.TEXT) -> None:
     typer.echo(f"  head {head.sequence}:{head.hash}\n  witness {site.witness} agrees")
 
 
-_KINDS = ("open", "approve", "reserve", "commit", "void", "withdraw", "exclude")
+_KINDS = ("open", "approve", "reserve", "commit", "void", "withdraw", "exclude", "loss")
 
 
 def witness(
     root: _Root,
     lost: Annotated[
         bool,
-        typer.Option("--lost", help="The old witness is lost and no other copy of this site runs."),
+        typer.Option("--lost", help="The newest ledger or the witness is lost for good."),
     ] = False,
 ) -> None:
-    """Make the ledger's witness anew on a machine where it is missing, after a move.
+    """Go on with the ledger as it lies here, though its witness or later entries are lost.
 
-    Only when no other copy of this site runs and this is its newest ledger: nothing can check
-    that here. The servers still know the highest entry that they saw.
+    Nobody knows what lost entries spent: every approval that stands counts as wholly spent and
+    ends. Only when no other copy of this site runs. To move a site to another machine, take its
+    witness along instead.
 
     Example: medfed site witness --root /srv/medfed-A --lost
     """
@@ -231,8 +269,17 @@ def witness(
     site = open_site(root)
     if not lost:
         raise ConfigError(
-            f"site {site.name!r}: a new witness trusts the ledger as it lies here.",
-            advice="if the old witness is lost and this is the newest ledger, add --lost.",
+            f"site {site.name!r}: a new witness trusts the ledger as it lies here, and counts "
+            "all that is approved in it as spent.",
+            advice="if the newest ledger or the witness is lost for good, add --lost.",
         )
-    head = renew_witness(site)
-    typer.echo(f"Site {site.name}: {site.witness} now remembers entry {head.sequence}.")
+    done = renew_witness(site)
+    if done.kept:
+        typer.echo(f"The old witness is kept as {done.kept}.")
+    typer.echo(
+        f"Site {site.name}: {site.witness} now remembers entry {done.head.sequence}. "
+        f"{done.ended} approvals ended and count as wholly spent; what was approved after this "
+        "ledger was copied\nis not known, so your data board decides about those patients.\n"
+        "Next step: if a coordinator's server refuses the ledger as older than it remembers, the "
+        "coordinator runs\n`medfed enrol approve SITE.pub --replace`."
+    )

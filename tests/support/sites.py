@@ -84,6 +84,7 @@ def make_site(
     ca: Path | None = None,
     scans: Path | None = None,
     limits: str = "epsilon_limit = 50.0\ndelta_limit = 1e-2\n",
+    patient_array: str | None = "patient",
 ) -> SiteRoot:
     """A site with written limits; its server is at a port where nothing is."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def make_site(
         scans=scans or write_scans(folder / f"{name}.npz"),
         server=server,
         ca=ca or new_authority(folder / f"trust-{name}"),
-        patient_array="patient",
+        patient_array=patient_array,
     )
     with (root / "site.toml").open("a") as file:
         file.write(limits)

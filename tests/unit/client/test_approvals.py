@@ -114,7 +114,7 @@ def test_a_withdrawn_study_is_gone_from_the_approved_ones_and_from_the_ledger(
     with pytest.raises(ApprovalError, match="is not approved here"):
         approved_study(site, study.digest)
     assert open_ledger(site).approval(study.digest) is None
-    with pytest.raises(ApprovalError, match="not approved here, or was withdrawn"):
+    with pytest.raises(ApprovalError, match="was withdrawn here"):
         withdraw(site, study.digest)
 
 
@@ -239,12 +239,27 @@ def test_scans_that_cannot_keep_the_promise_are_refused_before_anything_is_set_a
     # Found by an attack: each image was protected, and the admin was told each patient was.
     scans = write_scans(tmp_path / "scans.npz") if kind != "missing" else tmp_path / "none.npz"
     study = make_study() if kind == "missing" else make_study(('group_key = "patient"\n', ""))
-    site = make_site(tmp_path, scans=scans)
+    site = make_site(tmp_path, scans=scans, patient_array=None if kind != "missing" else "patient")
 
     with pytest.raises(ScanError, match="protects patients" if kind != "missing" else "none"):
         approve(site, study)
     assert open_ledger(site).approvals() == []
     assert not list(site.approved.iterdir())
+
+
+def test_the_sites_own_array_of_patients_serves_a_study_that_names_none(tmp_path: Path) -> None:
+    given = approve(make_site(tmp_path), make_study(('group_key = "patient"\n', "")))
+
+    assert given.eligible[0] == given.eligible[1] > 0
+
+
+def test_a_study_that_takes_patients_from_another_array_is_refused(tmp_path: Path) -> None:
+    site = make_site(tmp_path, patient_array="visit")
+
+    with pytest.raises(ScanError, match="site.toml says that array 'visit' tells") as caught:
+        approve(site, make_study())
+
+    assert "it would protect something else" in caught.value.advice
 
 
 @pytest.mark.parametrize("digest", ["", "../keys/node_key", "A" * 64, "a" * 63])

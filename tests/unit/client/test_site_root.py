@@ -17,7 +17,14 @@ from medfed.client.site_root import (
     renew_witness,
 )
 from medfed.client.witness import Witness, default_witness
-from medfed.common.errors import ConfigError, LedgerError, LedgerMismatchError, TrustError
+from medfed.common.errors import (
+    ConfigError,
+    LedgerError,
+    LedgerMismatchError,
+    PrivacyError,
+    TrustError,
+)
+from medfed.common.privacy.accounting import composed_epsilon
 from medfed.common.trust.certificates import new_authority
 from medfed.common.trust.keys import new_node_key, read_public_key
 from tests.support.ledgers import TERMS, patients
@@ -255,19 +262,41 @@ def replace_key(site: SiteRoot) -> None:
     new_node_key(site.node_key.parent)
 
 
-def test_a_lost_witness_is_made_anew_on_demand_and_only_then(tmp_path: Path) -> None:
+def test_going_on_without_the_newest_ledger_counts_all_that_is_approved_as_spent(
+    tmp_path: Path,
+) -> None:
     site = make_site(tmp_path)
-    open_ledger(site).approve("d" * 64, "study", TERMS, {"train": patients("xy")})
-    with pytest.raises(ConfigError, match="is there and stays as it is"):
-        renew_witness(site)
+    ledger = open_ledger(site)
+    approval = ledger.approve("d" * 64, "study", TERMS, {"train": patients("xy")})
+    ledger.close()
+    term = approval.terms["train"]
     site.witness.unlink()
     with pytest.raises(LedgerMismatchError, match="missing"):
         open_ledger(site)
 
-    head = renew_witness(site)
+    done = renew_witness(site)
+    ledger = open_ledger(site)
 
-    assert head == open_ledger(site).head
-    assert head.sequence == 2
+    assert (done.ended, done.kept) == (1, None)
+    assert done.head == ledger.head
+    assert ledger.approval("d" * 64) is None
+    whole = term.spent(term.releases)
+    assert whole is not None
+    assert ledger.epsilon(1e-3) == composed_epsilon([whole], 1e-3)
+    with pytest.raises(PrivacyError, match="is paid"):  # and nothing is left of it
+        ledger.approve("d" * 64, "study", TERMS, {"train": patients("xy")})
+    ledger.close()
+
+
+def test_a_witness_that_was_there_is_put_aside_and_kept(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    before = site.witness.read_bytes()
+
+    first, second = renew_witness(site).kept, renew_witness(site).kept
+
+    assert first is not None and second is not None
+    assert first != second
+    assert first.read_bytes() == before
 
 
 def test_no_witness_is_made_of_a_ledger_that_was_altered(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_signal_ends_everything(running: Running, number: signal.Signals) -> N
 
 def test_each_state_is_told_once(running: Running) -> None:
     def play() -> None:
-        running.wait_for("done; the reply")
+        running.wait_for("answered; the reply")
         os.kill(os.getpid(), signal.SIGTERM)
 
     link = "print('Connection attempt failed, retrying');" * 3
@@ -119,7 +119,7 @@ def test_each_state_is_told_once(running: Running) -> None:
         "the server answers again",
         "worker ready",
         "round 2: train started",
-        "round 2: train done; the reply goes to the server",
+        "round 2: train answered; the reply goes to the server",
         "ended; nothing is left running",
     ]
 
