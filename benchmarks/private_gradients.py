@@ -14,7 +14,9 @@ Time: CPU time of one thread (on CUDA: wall time between synchronisations), beca
 machine disturbs wall time more. The four take turns round about in one process; ratios are the
 medians of the ratios within a round. Memory: one fresh process per way; by how much its resident
 memory (on CUDA: what torch allocated) grows at most in three steps, network and scans being
-there already. A way that asks for more than ``--memory-gib`` is "out of memory".
+there already. There, what is freed goes back to the system at once, so that the peak is what was
+in use, not how luckily the heap was cut. A way that asks for more than ``--memory-gib`` is "out
+of memory".
 
     python benchmarks/private_gradients.py [--quick] [--networks a,b] [--json PATH]
 
@@ -55,6 +57,7 @@ SMALL = ("cnn28", "medfed-small", "scatter-small")
 QUICK = ("medfed-small", "scatter-small", "resnet18")
 CLIP_NORM = 1.0
 OUT_OF_MEMORY = "out of memory"
+_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES = -3, 1 << 16  # glibc's mallopt: larger pieces are not pooled
 _OUT_OF_MEMORY_SIGNALS = (-6, -9)  # abort by std::bad_alloc; killed by the system
 
 Step = Callable[[], None]
@@ -178,6 +181,8 @@ def private_steps(body: nn.Module, *, noise_multiplier: float, scans: int) -> Pr
 
 def peak_growth(way: str, cell: Cell) -> float:
     """By how many bytes memory grows at most in three steps of one way."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
     small, few = body_and_batch(cell, rows=cell.scans)  # loads the code that a step needs
     make_step(way, small, few, cell)()
     body, batch = body_and_batch(cell)
@@ -190,7 +195,7 @@ def peak_growth(way: str, cell: Cell) -> float:
         for _ in range(3):
             step()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
     before = resident("VmRSS")
     for _ in range(3):

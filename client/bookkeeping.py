@@ -1,8 +1,8 @@
 """Keep book of every patient's gradient norm during one backward pass, then build the clipped sum.
 
-The layers (``layer_gradients.py``) note squared norms while the pass runs and leave a part of
-the sum to be finished. When all norms are known, each part is weighted with the patients'
-clip factors. Everything here is private: no noise has been added (``private_gradients.py``).
+The layers (``layer_gradients.py``) note norms while the pass runs and leave a part of the sum
+to be finished. When all norms are known, each part is weighted with the patients' clip factors.
+Everything here is private: no noise has been added (``private_gradients.py``).
 
 No scale of numbers may hide a norm: a hostile model can make a layer's inputs 1e19 and the
 gradients at its output 1e-23, whose squares are infinity and 0 in float32. So the rows of large
@@ -17,48 +17,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, groupby
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-_GHOST_SLACK = 1e-6  # rounding error of a ghost norm, relative to what cancels in it
+_GHOST_SLACK = 1e-6  # rounding error of a ghost norm's square, relative to what cancels in it
 _FLOOR = 1e-13  # least norm of a row in its own unit; what underflows in float32 is below 1e-15
 _LARGE = 4096.0  # numbers up to here need no unit: their fourth powers are far from overflow
-_KEEP_BYTES = 64 << 20  # gradients kept for the sum; beyond it they are computed a second time
-
-Inner = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``inner(x, g, x2, g2)``: of the weight gradients of pairs of rows, from a layer's inputs ``x``
-and output gradients ``g``; and, of a row with itself, its `Size`. Both of shape ``(pairs,)``."""
+_KEEP_BYTES = 128 << 20  # gradients kept for the sum; beyond it they are computed a second time
 
 Size = Callable[[Tensor, Tensor], Tensor]
-"""``size(x, g)``, shape ``(rows,)``: bounds what may cancel within a row's weight gradient."""
+"""``size(x, g)``, shape ``(patients,)``: bounds what may cancel within each patient's weight
+gradient, from a layer's inputs and output gradients, of shape ``(patients, rows, ...)``."""
+
+Inner = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``inner(x, g)``: the norm of each patient's weight gradient, and its `Size`."""
+
+Form = Callable[[Tensor, Tensor], Tensor]
+"""``form(x, g)``: each patient's weight gradient, shape ``(patients, outputs, numbers)``, in any
+one order of the numbers."""
+
+Arrange = Callable[[Tensor], Tensor]
+"""Puts the numbers of a sum of such gradients, shape ``(outputs * numbers,)``, into the weight's
+order."""
 
 
 class Chunk:
     """What is known of the patients of one physical batch, while its backward pass runs.
 
     Args:
-        unit: int64, shape ``(rows - padding,)``, non-decreasing, in [0, units): the patient of
-            each row.
-        units: Number of patients.
+        unit: int64, shape ``(rows - padding,)``, non-decreasing: the patient of each row.
         scans_per_patient: About how many rows a patient has; public.
         padding: Rows after those, which belong to nobody and contribute exactly zero.
+
+    Attributes:
+        order: int64, shape ``(rows,)``: the order in which the rows must enter the network, so
+            that patients with equally many stand side by side; None if it is the one they have.
+        row_weight: float64, shape ``(rows,)``, in that order: makes sums over rows means.
     """
 
-    def __init__(self, unit: Tensor, units: int, scans_per_patient: int, padding: int = 0) -> None:
-        # Each row of padding is a unit of its own, past the patients, whose factor will be 0.
-        self._patients, self._units = units, units + padding
-        unit = torch.cat([unit, torch.arange(units, self._units, device=unit.device)])
-        self.rows, self.scans_per_patient = len(unit), scans_per_patient
+    def __init__(self, unit: Tensor, scans_per_patient: int, padding: int = 0) -> None:
+        # Each row of padding is a unit of its own, whose factor will be 0.
+        counts = [len(list(rows)) for _, rows in groupby(unit.tolist())] + [1] * padding
+        units = sorted(range(len(counts)), key=lambda i: -counts[i])  # stable: padding stays last
+        self.order = _row_order(counts, units, unit.device)
+        counts.sort(reverse=True)
+        self._groups = [(len(list(same)), count) for count, same in groupby(counts)]
+        self._patients, self._units, self.rows = len(counts) - padding, len(counts), sum(counts)
+        self.scans_per_patient = scans_per_patient
+        owners = [owner for owner, count in enumerate(counts) for _ in range(count)]
+        self._unit = torch.tensor(owners, dtype=torch.long, device=unit.device)
+        weights = [1.0 / counts[owner] for owner in owners]
+        self.row_weight = torch.tensor(weights, dtype=torch.float64, device=unit.device)
         self.seen: set[nn.Module] = set()
-        self._unit = unit
-        count = torch.bincount(unit, minlength=self._units)
-        self.row_weight = count.double().reciprocal()[unit]  # makes sums over rows means
-        self._one_row_each = bool((count == 1).all())
-        self._pairs = list(_pairs(unit))
         self._norms: list[Tensor] = []  # of a part of the parameters each; shape (units,)
+        self._slacks: list[Tensor] = []  # what may cancel in some of them; the same shape
         self._parts: list[_Part] = []
         self._small: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients per row
         self._kept_bytes = 0
@@ -67,89 +83,122 @@ class Chunk:
         """Take a small gradient per row, shape ``(rows, numbers)``: keep it for norms and sum."""
         self._small.append((parameter, rows))
 
-    def keep_if_it_fits(self, rows: Tensor, size: Size, again: Again) -> None:
-        """Take a large gradient per row, in its rows' units: note the norms; keep it, or not.
+    def keep_if_it_fits(
+        self, form: Form, arrange: Arrange, size: Size, again: Again, most: int
+    ) -> None:
+        """Form a large gradient per patient: note the norms; keep it, or not.
 
         What is not kept is computed again later, and rounded in another way: what may cancel
-        in it counts as in `never_form`.
+        in it counts as in `never_form`. At most ``most`` patients at a time, so that they stay
+        in the cache.
         """
-        gradient, scale = self._per_patient_scaled(rows, again.scale)
-        # Norms of norms: in float32 two short sums lose less than a long one.
-        norm = vector_norm(vector_norm(gradient.flatten(2), dim=2), dim=1).double()
-        self._norms.append(scale * norm.hypot(norm.new_tensor(_FLOOR)))
-        self._kept_bytes += gradient.nbytes
-        if self._kept_bytes <= _KEEP_BYTES:
-            self._parts.append(_Kept([again.parameter], gradient, scale))
-        else:
-            self._norms.append(self._slack(size(again.x, again.g), again))
-            self._parts.append(again)
+        self._kept_bytes += self._units * again.parameter.nbytes
+        fits = self._kept_bytes <= _KEEP_BYTES
+        norms, sizes, kept = [], [], []
+        g, scale = self._in_units_of_patients(again)
+        for x_block, g_block in self._blocks(most, again.x, g):
+            gradient = form(x_block, g_block)
+            # Norms of norms: in float32 two short sums lose less than a long one.
+            norms.append(vector_norm(vector_norm(gradient, dim=2), dim=1))
+            if fits:
+                kept.append(gradient.flatten(1))
+            else:
+                sizes.append(size(x_block, g_block))
+        self._note(norms, sizes, scale)
+        self._parts.append(_Kept([again.parameter], kept, scale, arrange) if fits else again)
 
-    def never_form(self, inner: Inner, again: Again, block: int) -> None:
+    def never_form(self, inner: Inner, again: Again, most: int) -> None:
         """Note the norms of a weight gradient from inner products, without forming it.
 
-        Rounding errs by a share of the square of the rows' sizes, which is added so that no
-        patient's norm comes out too small. ``block`` rows at a time, so that they stay in the
-        cache.
+        Rounding errs by a share of the square of the patients' sizes, which is added so that no
+        patient's norm comes out too small. At most ``most`` patients at a time.
         """
-        x, g, scale = again.x, again.g, again.scale
-        own = [
-            inner(*both, *both)
-            for both in zip(torch.split(x, block), torch.split(g, block), strict=True)
-        ]
-        squares, sizes = (torch.cat(parts) for parts in zip(*own, strict=True))
-        square = self._per_patient(squares.double() * scale.square())
-        for pairs in self._pairs:
-            for i, j in zip(*(torch.split(rows, block) for rows in pairs), strict=True):
-                products = inner(x[i], g[i], x[j], g[j])[0].double() * scale[i] * scale[j]
-                square.index_add_(0, self._unit[i], 2.0 * products)
-        self._norms += [square.clamp(min=0.0).sqrt(), self._slack(sizes, again)]
+        norms, sizes = [], []
+        g, scale = self._in_units_of_patients(again)
+        for x_block, g_block in self._blocks(most, again.x, g):
+            norm, size = inner(x_block, g_block)
+            norms.append(norm)
+            sizes.append(size)
+        self._note(norms, sizes, scale)
         self._parts.append(again)
 
     def clipped_sums(self, bound: float) -> dict[Tensor, Tensor]:
         """Build the sums over patients of ``min(1, bound / norm)`` times the gradient."""
         if self._small:
             parameters, rows = zip(*self._small, strict=True)
-            gradient = self._per_patient(torch.cat(rows, dim=1).double())
+            gradient = self._sum_by_patient(torch.cat(rows, dim=1).double())
             self._norms.append(vector_norm(gradient, dim=1))
-            self._parts.append(_Kept(parameters, gradient, torch.ones_like(self._norms[-1])))
+            self._parts.append(_Kept(parameters, [gradient], None))
         if not self._parts:
             return {}
-        norm = vector_norm(torch.stack(self._norms), dim=0)
-        finite = norm.isfinite()
-        unit = torch.where(finite, (bound / norm).clamp(max=1.0), 0.0)  # norm 0 gives factor 1
-        unit[self._patients :] = 0.0
-        bad_units, bad_rows = _where(~finite), _where(~finite[self._unit])
-        factors = _Factors(unit, unit[self._unit], bad_units, bad_rows)
-        sums = {p: gradient for part in self._parts for p, gradient in part.clipped(factors)}
+        factors, parts = self._factors(bound), self._parts[::-1]
         # The graph holds this chunk and the parts hold tensors of the graph: a circle that runs
         # through C++, where no collector sees it. Cut it, or every step's memory is lost.
-        self._parts, self._norms, self._small = [], [], []
+        self._parts, self._norms, self._slacks, self._small = [], [], [], []
+        sums: dict[Tensor, Tensor] = {}
+        while parts:  # in the order of the backward pass; what is done is freed
+            sums.update(parts.pop().clipped(factors))
         return sums
 
-    def _per_patient(self, rows: Tensor) -> Tensor:
+    def _factors(self, bound: float) -> _Factors:
+        """How much of each patient goes into the sum."""
+        norms = torch.stack(self._norms + self._slacks).double()
+        norms[len(self._norms) :] *= math.sqrt(_GHOST_SLACK)
+        norm = vector_norm(norms, dim=0)
+        unit = (bound / norm).clamp_(max=1.0)  # norm 0 gives factor 1
+        if self._patients < self._units:
+            unit[self._patients :] = 0.0
+        finite = None
+        if not math.isfinite(float(norm.sum())):
+            finite = norm.isfinite()
+            unit = torch.where(finite, unit, 0.0)
+        if self.rows == self._units:
+            return _Factors(unit, unit, finite, finite)
+        finite_rows = None if finite is None else finite[self._unit]
+        return _Factors(unit, unit[self._unit], finite, finite_rows)
+
+    def _note(self, norms: list[Tensor], sizes: list[Tensor], scale: Tensor | None) -> None:
+        """Note the patients' norms of one weight, and their sizes if rounding may hide much."""
+        norm, size = torch.cat(norms), torch.cat(sizes) if sizes else None
+        if scale is None:
+            self._norms.append(norm)
+        else:
+            self._norms.append((norm.double() + _FLOOR) * scale)
+        if size is not None:
+            self._slacks.append(size if scale is None else size.double() * scale)
+
+    def _blocks(self, most: int, x: Tensor, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Split rows into blocks of patients, of shape ``(patients, rows of each, ...)``."""
+        first = 0
+        for patients, count in self._groups:
+            last = first + patients * count
+            block = math.ceil(patients / math.ceil(patients / most))  # all about as large
+            both = (torch.unflatten(t[first:last], 0, (patients, count)) for t in (x, g))
+            yield from zip(*(torch.split(t, block) for t in both), strict=True)
+            first = last
+
+    def _in_units_of_patients(self, again: Again) -> tuple[Tensor, Tensor | None]:
+        """The output gradients with each patient's rows in one unit, the largest; and that."""
+        if again.scale is None:
+            return again.g, None
+        largest = again.scale.new_zeros(self._units)
+        largest.scatter_reduce_(0, self._unit, again.scale, "amax")
+        share = again.scale / largest[self._unit]
+        return again.g * _broadcast(share, again.g), largest
+
+    def _sum_by_patient(self, rows: Tensor) -> Tensor:
         """Add up the rows of each patient."""
-        if self._one_row_each:
+        if self.rows == self._units:
             return rows
         return rows.new_zeros(self._units, *rows.shape[1:]).index_add_(0, self._unit, rows)
-
-    def _slack(self, size: Tensor, again: Again) -> Tensor:
-        """What rounding may hide of each patient's norm."""
-        return self._per_patient((math.sqrt(_GHOST_SLACK) * size.double() + _FLOOR) * again.scale)
-
-    def _per_patient_scaled(self, rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Add up the rows of each patient, in the largest of their units; returns that too."""
-        if self._one_row_each:
-            return rows, scale
-        largest = scale.new_zeros(self._units).scatter_reduce_(0, self._unit, scale, "amax")
-        share = (scale / largest[self._unit]).to(rows.dtype)
-        return self._per_patient(rows * share.view(-1, *[1] * (rows.dim() - 1))), largest
 
 
 class Again:
     """A weight gradient to compute at the end, from the rows scaled by their clip factors.
 
-    Each row of ``x`` and of ``g`` is held in a unit of its own, a power of two near its
-    largest number; ``scale`` (float64, shape ``(rows,)``) is the product of the two.
+    Where numbers are large, each row of ``x`` and of ``g`` is held in a unit of its own, a power
+    of two near its largest number; ``scale`` (float64, shape ``(rows,)``) is the product of the
+    two. Else it is None.
 
     Args:
         parameter: The weight.
@@ -166,38 +215,54 @@ class Again:
         g: Tensor,
     ) -> None:
         self.parameter, self.weight_gradient = parameter, weight_gradient
-        if _is_moderate(x) and _is_moderate(g):  # nearly always: spares copies
-            self.x, self.g = x, g
-            self.scale = torch.ones(len(x), dtype=torch.float64, device=x.device)
-        else:
+        self.x, self.g = x, g
+        self.scale: Tensor | None = None
+        if not (_is_moderate(x) and _is_moderate(g)):
             (self.x, x_unit), (self.g, g_unit) = _in_units(x), _in_units(g)
             self.scale = x_unit * g_unit
 
     def clipped(self, factors: _Factors) -> Iterator[tuple[Tensor, Tensor]]:
         """Compute it."""
-        x, g = (_without(rows, factors.bad_rows) for rows in (self.x, self.g))
-        factor = _without(factors.row * self.scale, factors.bad_rows).to(g.dtype)
-        factor = factor.view(-1, *[1] * (g.dim() - 1))
-        yield self.parameter, self.weight_gradient(x, g * factor).view_as(self.parameter)
+        x, g, factor = self.x, self.g, factors.row
+        if self.scale is not None:
+            x, g = _without(x, factors.finite_rows), _without(g, factors.finite_rows)
+            factor = _without(factor * self.scale, factors.finite_rows)
+        gradient = self.weight_gradient(x, g * _broadcast(factor, g))
+        yield self.parameter, gradient.view_as(self.parameter)
 
 
 class _Kept:
-    """A gradient per patient, kept from the backward pass, in units of ``scale``.
+    """A gradient per patient, kept from the backward pass, in units of ``scale``, or of 1.
 
-    It is that of one parameter or, with shape ``(units, numbers)``, of several, side by side.
+    It is that of one parameter or of several, side by side, in blocks of shape
+    ``(patients, numbers)``.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], gradient: Tensor, scale: Tensor) -> None:
-        self.parameters, self.gradient, self.scale = parameters, gradient, scale
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        blocks: Sequence[Tensor],
+        scale: Tensor | None,
+        arrange: Arrange = lambda total: total,
+    ) -> None:
+        self.parameters, self.blocks, self.scale = parameters, blocks, scale
+        self.arrange = arrange
 
     def clipped(self, factors: _Factors) -> Iterator[tuple[Tensor, Tensor]]:
         """Weight it."""
-        gradient = _without(self.gradient, factors.bad_units).flatten(1)
-        factor = _without(factors.unit * self.scale, factors.bad_units).to(gradient.dtype)
-        total = (factor @ gradient).to(self.parameters[0].dtype)
-        pieces = torch.split_with_sizes(total, [parameter.numel() for parameter in self.parameters])
+        factor = factors.unit if self.scale is None else factors.unit * self.scale
+        factor = _without(factor, factors.finite).to(self.blocks[0].dtype)
+        first, total = 0, self.blocks[0].new_zeros(self.blocks[0].shape[1])
+        for block in self.blocks:
+            last = first + len(block)
+            if factors.finite is not None:
+                block = _without(block, factors.finite[first:last])
+            total += factor[first:last] @ block
+            first = last
+        total = self.arrange(total).to(self.parameters[0].dtype)
+        pieces = torch.split_with_sizes(total.flatten(), [p.numel() for p in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
-            yield parameter, piece.view_as(parameter)
+            yield parameter, piece.reshape(parameter.shape)
 
 
 class _Part(Protocol):
@@ -211,17 +276,34 @@ class _Factors(NamedTuple):
     """How much of each patient, and so of each row, goes into the sum; which are not finite.
 
     The shares are float64: beside the units of the rows, float32 would round them to nothing.
+    Where all are finite, ``finite`` and ``finite_rows`` are None.
     """
 
     unit: Tensor
     row: Tensor
-    bad_units: Tensor
-    bad_rows: Tensor
+    finite: Tensor | None
+    finite_rows: Tensor | None
 
 
-def _without(rows: Tensor, bad: Tensor) -> Tensor:
-    """Zero the bad rows, where a factor of 0 would leave NaN. The original stays as it is."""
-    return rows.index_fill(0, bad, 0.0) if len(bad) else rows
+def _row_order(counts: list[int], units: list[int], device: torch.device) -> Tensor | None:
+    """The rows of those units, which have so many each; None if in order."""
+    if units == list(range(len(units))):
+        return None
+    first = list(accumulate(counts, initial=0))
+    rows = [row for i in units for row in range(first[i], first[i + 1])]
+    return torch.tensor(rows, device=device)
+
+
+def _broadcast(factor: Tensor, rows: Tensor) -> Tensor:
+    """A number per row, in the rows' precision and ready to be multiplied with them."""
+    return factor.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
+
+
+def _without(rows: Tensor, finite: Tensor | None) -> Tensor:
+    """Zero the other rows, where a factor of 0 would leave NaN. The original stays as it is."""
+    if finite is None:
+        return rows
+    return torch.where(finite.view(-1, *[1] * (rows.dim() - 1)), rows, 0.0)
 
 
 def _is_moderate(rows: Tensor) -> bool:
@@ -242,19 +324,5 @@ def _in_units(rows: Tensor) -> tuple[Tensor, Tensor]:
     largest = torch.maximum(flat.amax(1), -flat.amin(1))  # 20 times as fast as aminmax
     power = largest.frexp().exponent.clamp(-126, 126)  # 2 to the +-126 is normal in float32
     unit = power.double().exp2()
-    inverse = unit.reciprocal().to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
+    inverse = _broadcast(unit.reciprocal(), rows)
     return rows * inverse, torch.where(largest.isfinite(), unit, math.nan)
-
-
-def _where(mask: Tensor) -> Tensor:
-    """Positions at which a mask holds."""
-    return mask.nonzero().flatten()
-
-
-def _pairs(unit: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the index pairs ``(i, i + lag)`` within one patient, for lag 1, 2, ... in turn."""
-    for lag in range(1, len(unit)):
-        first = _where(unit[lag:] == unit[:-lag])
-        if not len(first):
-            return
-        yield first, first + lag

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import combinations
 from typing import Any, Protocol, cast
 
 import torch
@@ -35,8 +36,9 @@ from torch.linalg import vector_norm
 from medfed.client.bookkeeping import Again, Chunk
 from medfed.common.errors import ConfigError
 
-_BLOCK = 1 << 16  # numbers of a Gram matrix worked on at once: 256 KiB stay in the cache
+_BLOCK = 1 << 19  # numbers worked on at once: 2 MiB
 _BLOCK_ON_CUDA = 1 << 26  # there, large pieces are faster
+_ROWS_OF_GROUPS = 32  # of a grouped convolution on the CPU; more are no faster
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -109,8 +111,7 @@ def recording(network: nn.Module, chunk: Chunk) -> Iterator[None]:
     layers = {
         name: layer
         for name, layer in network.named_modules()
-        if type(layer) in _RULES
-        and any(weight.requires_grad for weight in layer.parameters(recurse=False))
+        if type(layer) in _RULES and layer.weight is not None and layer.weight.requires_grad
     }
     try:
         for name, layer in layers.items():
@@ -185,7 +186,7 @@ class _LinearRule:
         again = Again(layer.weight, lambda x, g: g.mT @ x, *_wide(layer, x, g))
         if layer.bias is not None:
             chunk.keep(layer.bias, g)
-        chunk.never_form(_inner_of_vectors, again, block=chunk.rows)
+        chunk.never_form(_inner_of_vectors, again, most=chunk.rows)
         return (g @ layer.weight.to(g.dtype)).to(x.dtype) if wanted else None
 
 
@@ -230,17 +231,28 @@ class _ConvRule:
         if layer.bias is not None:
             chunk.keep(layer.bias, g.to(layer.weight.dtype).sum((2, 3)))
         with _full_precision(x):
-            if _ghost_is_cheaper(layer, x, g, chunk.scans_per_patient):
-                block = max(1, (_BLOCK_ON_CUDA if x.is_cuda else _BLOCK) // x[0, 0].numel() ** 2)
-                chunk.never_form(partial(_inner, layer), again, block)
-            else:
-                rows = _row_gradients(layer, again.x, again.g)
-                chunk.keep_if_it_fits(rows, partial(_size, layer), again)
+            _record_convolution(layer, chunk, x, g, again)
         if not wanted:
             return None
         weight, wide = layer.weight.to(g.dtype), x.to(g.dtype)
         gx = _convolution_backward(layer, g, wide, weight, layer.groups, (True, False, False))[0]
         return gx.to(x.dtype)
+
+
+def _record_convolution(layer: nn.Conv2d, chunk: Chunk, x: Tensor, g: Tensor, again: Again) -> None:
+    """Report to the chunk, in the way that is cheapest for these shapes."""
+    scans, weights = chunk.scans_per_patient, layer.weight.numel()
+    pixels, positions = x.shape[2:].numel(), g.shape[2:].numel()
+    size = partial(_size, layer)
+    if _ghost_is_cheaper(layer, x, g, scans):
+        chunk.never_form(partial(_inner, layer), again, _at_once(x, pixels**2))
+    elif _unfolds(layer, x, g, scans):
+        most = _at_once(x, scans * positions * layer.weight[0].numel())
+        form, arrange = partial(_from_patches, layer), partial(_channels_first, layer)
+        chunk.keep_if_it_fits(form, arrange, size, again, most)
+    else:
+        most = min(_at_once(x, 4 * weights), max(1, _ROWS_OF_GROUPS // scans))
+        chunk.keep_if_it_fits(partial(_from_groups, layer), torch.flatten, size, again, most)
 
 
 def _convolution_backward(
@@ -261,42 +273,96 @@ def _weight_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
         return _convolution_backward(layer, g, x, layer.weight, layer.groups, wanted)[1]
 
 
-def _row_gradients(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
-    """Weight gradient of each row, shape ``(rows, *weight)``."""
-    rows = len(x)
-    if _unfolds(layer, x):
-        padding = cast(tuple[int, int], layer.padding)
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
-        out = torch.bmm(g.flatten(2), patches.mT)
-    else:  # the rows as groups of a single convolution; of the weight only the shape is read
-        g, x = (t.reshape(1, -1, *t.shape[2:]) for t in (g, x))
-        weight = x.new_empty(rows * len(layer.weight), *layer.weight.shape[1:])
-        wanted = (False, True, False)
-        out = _convolution_backward(layer, g, x, weight, rows * layer.groups, wanted)[1]
-    return out.view(rows, *layer.weight.shape)
+def _at_once(x: Tensor, numbers: int) -> int:
+    """How many patients to work on at once, when each needs so many numbers."""
+    return max(1, (_BLOCK_ON_CUDA if x.is_cuda else _BLOCK) // numbers)
 
 
-def _unfolds(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether patches are faster than groups: with one channel, and on CUDA."""
-    return layer.groups == 1 and (x.shape[1] == 1 or x.is_cuda)
+def _from_groups(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """Weight gradients, the patients as groups of a single convolution over their rows."""
+    patients, rows = x.shape[:2]
+    x, g = (t.transpose(0, 1).reshape(rows, -1, *t.shape[3:]) for t in (x, g))
+    # of the weight only the shape is read
+    weight = x.new_empty(1).expand(patients * len(layer.weight), *layer.weight.shape[1:])
+    wanted = (False, True, False)
+    out = _convolution_backward(layer, g, x, weight, patients * layer.groups, wanted)[1]
+    return out.view(patients, len(layer.weight), -1)
+
+
+def _from_patches(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """Weight gradients, as products of the output gradients with the patches they came from.
+
+    With the channels last a patch is one run of numbers per kernel row: quick to copy.
+    """
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    ph, pw = cast(tuple[int, int], layer.padding)
+    (patients, rows, channels), (outputs, height, width) = x.shape[:3], g.shape[2:]
+    image = F.pad(x.flatten(0, 1).permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
+    row, down, right, _ = image.stride()
+    patches = image.as_strided(
+        (len(image), height, width, kh, kw, channels),
+        (row, sh * down, sw * right, dh * down, dw * right, 1),
+    ).reshape(patients, rows * height * width, -1)
+    g = g.transpose(1, 2).reshape(patients, outputs, -1)
+    return torch.bmm(g, patches)
+
+
+def _channels_first(layer: nn.Conv2d, total: Tensor) -> Tensor:
+    """Put the numbers of `_from_patches` into the order of the weight."""
+    return total.view(-1, *layer.kernel_size, layer.in_channels).permute(0, 3, 1, 2)
+
+
+def _unfolds(layer: nn.Conv2d, x: Tensor, g: Tensor, scans_per_patient: int) -> bool:
+    """Whether patches are faster than groups, as measured. On CUDA they are.
+
+    Groups suffer from small maps, large kernels, and channels that do not fill oneDNN's blocks
+    of 8 (a few it treats by themselves).
+    """
+    taps, positions, channels = layer.weight[0, 0].numel(), g.shape[2:].numel(), x.shape[1]
+    small = scans_per_patient * positions < 2 * len(layer.weight)
+    ragged = channels > 8 and channels % 8 > 0
+    return layer.groups == 1 and (small or taps > 9 or ragged or x.is_cuda)
 
 
 def _ghost_is_cheaper(layer: nn.Conv2d, x: Tensor, g: Tensor, scans_per_patient: int) -> bool:
-    """Compare the multiplications per row. Reads shapes and public numbers only."""
+    """Compare the costs per patient, in multiplications, of the two ways.
+
+    The constants are measured on the CPU: inner products run at half the speed of a weight
+    gradient, forming one for each patient takes a third longer than for all together, and each
+    number of it costs as much as 50 multiplications. Reads shapes and public numbers only.
+    """
     positions, outputs, weights = g.shape[2:].numel(), len(layer.weight), layer.weight[0].numel()
     pixels, additions = x.shape[2:].numel(), 4 * sum(layer.kernel_size)
-    ghost = pixels**2 * (x.shape[1] + additions) + positions**2 * outputs
-    pairs = (scans_per_patient + 1) / 2
-    return layer.groups == 1 and pairs * ghost < positions * outputs * weights
+    ghost = 2 * (pixels**2 * (x.shape[1] + additions) + positions**2 * outputs)
+    pairs = scans_per_patient * (scans_per_patient + 1) / 2
+    formed = outputs * weights * (scans_per_patient * positions / 3 + 50)
+    return layer.groups == 1 and pairs * ghost < formed
 
 
-def _inner_of_vectors(x: Tensor, g: Tensor, x2: Tensor, g2: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_inner`, of a Linear layer: one position."""
-    products = (x * x2).sum(1) * (g * g2).sum(1)
-    return products, products.abs().sqrt()
+def _inner_of_vectors(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms of a Linear layer's weight gradients, and sizes: of a single row the same."""
+    size = (vector_norm(x, dim=2) * vector_norm(g, dim=2)).sum(1)
+    if x.shape[1] == 1:
+        return size, size
+    square = (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
+    return square.clamp_(min=0.0).sqrt_(), size
 
 
-def _inner(layer: nn.Conv2d, x: Tensor, g: Tensor, x2: Tensor, g2: Tensor) -> tuple[Tensor, Tensor]:
+def _inner(layer: nn.Conv2d, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms of a convolution's weight gradients, and sizes."""
+    (square, size), *others = (
+        _inner_of_rows(layer, x[:, i], g[:, i], x[:, i], g[:, i]) for i in range(x.shape[1])
+    )
+    for more, size_too in others:
+        square, size = square + more, size + size_too
+    for i, j in combinations(range(x.shape[1]), 2):
+        square += 2.0 * _inner_of_rows(layer, x[:, i], g[:, i], x[:, j], g[:, j])[0]
+    return square.clamp_(min=0.0).sqrt_(), size
+
+
+def _inner_of_rows(
+    layer: nn.Conv2d, x: Tensor, g: Tensor, x2: Tensor, g2: Tensor
+) -> tuple[Tensor, Tensor]:
     """Inner products of the weight gradients of rows ``x, g`` with those of ``x2, g2``, and sizes.
 
     Each is the sum over two positions of <patch, patch'> <output gradient, output gradient'>.
@@ -332,11 +398,12 @@ def _meeting(shift: int, stride: int, positions: int, pixels: int) -> tuple[slic
 
 
 def _size(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
-    """Per row, the sum over positions of ``|patch| |output gradient|``."""
+    """Per patient, the sum over positions of ``|patch| |output gradient|``."""
+    patients, (x, g) = len(x), (t.flatten(0, 1) for t in (x, g))
     energy, ones = x.square().sum(1, keepdim=True), x.new_ones(1, 1, *layer.kernel_size)
     patch: Tensor = F.conv2d(energy, ones, None, layer.stride, layer.padding, layer.dilation)
     size: Tensor = patch.clamp(min=0.0).sqrt() * vector_norm(g, dim=1, keepdim=True)
-    return size.sum((1, 2, 3))
+    return size.view(patients, -1).sum(1)
 
 
 def _wide(layer: nn.Conv2d | nn.Linear | nn.GroupNorm, *tensors: Tensor) -> tuple[Tensor, ...]:

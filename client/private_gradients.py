@@ -19,7 +19,8 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -190,30 +191,50 @@ def clipped_sums(
         exactly zero. ``network`` is left as it was, gradients and forward methods included.
     """
     _check_batch(batch)
-    parameters = {p: name for name, p in network.named_parameters() if p.requires_grad}
-    if not len(batch.inputs):
-        return {p: torch.zeros_like(p) for p in parameters}
-    unit, device = batch.unit.to(batch.inputs.device), batch.inputs.device.type
-    chunk = Chunk(unit, batch.units, scans_per_patient, batch.padding)
-    with recording(network, chunk), torch.enable_grad():
-        rows = loss(network(batch.inputs), batch.labels)
-        if rows.shape != (chunk.rows,):
-            raise ValueError(
-                f"loss must give one value per row, shape ({chunk.rows},), got {tuple(rows.shape)}"
-            )
-        with torch.autocast(device, enabled=False):
-            total = (rows * chunk.row_weight).sum()
-            strays = torch.autograd.grad(total, list(parameters), allow_unused=True)
-    for name, stray in zip(parameters.values(), strays, strict=True):
+    names, parameters = zip(
+        *((name, p) for name, p in network.named_parameters() if p.requires_grad), strict=True
+    )
+    sums: dict[Tensor, Tensor] = {}
+    if len(batch.inputs):
+        device = batch.inputs.device
+        chunk = Chunk(batch.unit.to(device), scans_per_patient, batch.padding)
+        with recording(network, chunk), torch.enable_grad():
+            _check_strays(names, _run_backward(network, loss, batch, chunk, parameters))
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            sums = chunk.clipped_sums((1.0 - MARGIN) * clip_norm)
+    return {p: sums[p] if p in sums else torch.zeros_like(p) for p in parameters}
+
+
+def _run_backward(
+    network: nn.Module,
+    loss: Loss,
+    batch: PatientBatch,
+    chunk: Chunk,
+    parameters: Sequence[nn.Parameter],
+) -> tuple[Tensor | None, ...]:
+    """Let the layers report to the chunk; returns the gradients that went past them."""
+    inputs, labels = batch.inputs, batch.labels
+    if chunk.order is not None:
+        inputs, labels = inputs[chunk.order], labels[chunk.order.to(labels.device)]
+    rows = loss(network(inputs), labels)
+    if rows.shape != (chunk.rows,):
+        raise ValueError(
+            f"loss must give one value per row, shape ({chunk.rows},), got {tuple(rows.shape)}"
+        )
+    with torch.autocast(inputs.device.type, enabled=False):
+        weight = chunk.row_weight.to(rows.dtype)
+        return torch.autograd.grad([rows], parameters, [weight], allow_unused=True)
+
+
+def _check_strays(names: Sequence[str], strays: Sequence[Tensor | None]) -> None:
+    """Refuse gradients that went past the layers."""
+    for name, stray in zip(names, strays, strict=True):
         if stray is not None:
             raise ConfigError(
                 f"network parameter {name!r} is used outside of its own layer, where it is not "
                 "clipped per patient",
                 advice="call the layer instead of using its weight.",
             )
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        sums = chunk.clipped_sums((1.0 - MARGIN) * clip_norm)
-        return {p: sums[p] if p in sums else torch.zeros_like(p) for p in parameters}
 
 
 class _NoisingOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types
@@ -237,14 +258,22 @@ class _NoisingOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc] 
     def add_noise(self) -> None:
         """Write the noised sum into ``p.grad``. Coordinates without any gradient get noise too."""
         params, std = self.params, self.noise_multiplier * self.max_grad_norm
+        sums = (self._sums.pop(p) if p in self._sums else torch.zeros_like(p) for p in params)
+        if not std > 0.0:
+            for p, clipped in zip(params, sums, strict=True):
+                p.grad = clipped.to(p.dtype)
+            return
         sizes = [p.numel() for p in params]
-        drawn = torch.from_numpy(self._randomness.normal(sum(sizes))) if std > 0.0 else None
-        noises = torch.split_with_sizes(drawn, sizes) if drawn is not None else [None] * len(params)
-        for p, noise in zip(params, noises, strict=True):
-            noised = (self._sums.pop(p) if p in self._sums else torch.zeros_like(p)).double()
-            if noise is not None:
-                noised.add_(noise.view(p.shape).to(p.device), alpha=std)
+        noises = torch.split_with_sizes(
+            torch.from_numpy(self._randomness.normal(sum(sizes))), sizes
+        )
+        for p, clipped, noise in zip(params, sums, noises, strict=True):
+            noised = clipped.double().add_(noise.view(p.shape).to(p.device), alpha=std)
             p.grad = noised.to(p.dtype)
+
+    def scale_grad(self) -> None:
+        """Divide by the lot."""
+        torch._foreach_div_([p.grad for p in self.params], self.expected_batch_size)
 
     def forget(self) -> None:
         """Drop sums and gradients, so that nothing private outlives the step."""
@@ -263,7 +292,10 @@ def _check_batch(batch: PatientBatch) -> None:
             f"a batch of {rows} rows, {batch.padding} of them padding, needs {rows} labels and "
             f"{owned} units, got {len(batch.labels)} and shape {tuple(unit.shape)}"
         )
-    if owned and (unit[0] < 0 or unit[-1] >= batch.units or bool((unit.diff() < 0).any())):
+    numbers = unit.tolist()
+    if owned and (
+        numbers[0] < 0 or numbers[-1] >= batch.units or any(a > b for a, b in pairwise(numbers))
+    ):
         raise ValueError(f"unit must be non-decreasing and in [0, {batch.units})")
 
 

@@ -190,7 +190,7 @@ def force(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if way == "formed twice":
             monkeypatch.setattr(bookkeeping, "_KEEP_BYTES", 0)
         if way == "as on CUDA":
-            monkeypatch.setattr(layer_gradients, "_unfolds", lambda layer, _: layer.groups == 1)
+            monkeypatch.setattr(layer_gradients, "_unfolds", lambda layer, *_: layer.groups == 1)
 
 
 @pytest.fixture(params=WAYS)
