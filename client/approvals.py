@@ -164,7 +164,12 @@ def scans_of_patients(site: SiteRoot, study: Study) -> ScanSet:
     """
     _check_patient_array(site, study)
     pseudonymise = PseudonymKey(site.pseudonym_key)
-    scans = read_scans(site.scans, _naming_patients(site, study), pseudonymise=pseudonymise)
+    scans = read_scans(
+        site.scans,
+        _naming_patients(site, study),
+        pseudonymise=pseudonymise,
+        rules=site.settings.scans,
+    )
     if study.private and scans.unit == "image":
         raise ScanError(
             f"site {site.name!r}: study {study.name!r} protects patients, and not every scan in "

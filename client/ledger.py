@@ -79,6 +79,7 @@ class Ledger:
         site: The site's name, for messages.
         ceiling: Gives what a patient may lose over all studies together, as it is now.
         witness: The second place that knows the head; None: none (simulation).
+        patients_by: How the site tells patients apart; every approval notes it.
 
     Raises:
         LedgerError: the ledger is not the one that the witness saw last. Every method raises
@@ -92,8 +93,10 @@ class Ledger:
         site: str,
         ceiling: Callable[[], Ceiling] = lambda: NO_CEILING,
         witness: Witness | None = None,
+        patients_by: str = "",
     ) -> None:
         self._file, self._site, self._ceiling, self._witness = file, site, ceiling, witness
+        self._patients_by = patients_by
         self._state = LedgerState(file.read_set)
         if witness is not None:
             self._check_against_witness(witness)
@@ -115,6 +118,7 @@ class Ledger:
         site: str,
         pseudonym_check: str,
         ceiling: Callable[[], Ceiling],
+        patients_by: str = "",
     ) -> Ledger:
         """Open a site's ledger.
 
@@ -125,9 +129,11 @@ class Ledger:
             site: The site's name.
             pseudonym_check: Check value of the pseudonym key that is there now.
             ceiling: See the class.
+            patients_by: How the site tells patients apart, in words that stay the same.
 
         Raises:
-            LedgerError: missing, altered, behind, or begun with another pseudonym key.
+            LedgerError: missing, altered, behind, or begun with another pseudonym key; or
+                patients were told apart in another way when a study was approved.
         """
         file = LedgerFile(path, signer, site=site)
         if not file.entries or file.entries[0].body.get("pseudonym_check") != pseudonym_check:
@@ -137,8 +143,17 @@ class Ledger:
                 "its patients would be taken for others, who have spent nothing.",
                 advice="restore keys/pseudonym.key from a backup of the site's folder.",
             )
+        before = {e.body["patients_by"] for e in file.entries if e.body["kind"] == "approve"}
+        if before - {patients_by}:
+            file.close()
+            raise LedgerError(
+                f"site {site!r}: site.toml, [scans], tells patients apart by {patients_by}, and "
+                f"studies were approved by {', '.join(sorted(before))}; the same patients would be "
+                "taken for others, who have spent nothing.",
+                advice="put back what site.toml said of patients.",
+            )
         try:
-            return cls(file, site=site, ceiling=ceiling, witness=witness)
+            return cls(file, site=site, ceiling=ceiling, witness=witness, patients_by=patients_by)
         except MedfedError:
             file.close()
             raise
@@ -205,6 +220,7 @@ class Ledger:
                 "study": study,
                 "terms": written,
                 "ceiling": _written(self._ceiling()),
+                "patients_by": self._patients_by,
             }
             approval = self._state.approvals[self._append(body).sequence]
         return approval

@@ -27,6 +27,7 @@ from pydantic import AfterValidator, Field
 from medfed.client.exposure import Ceiling
 from medfed.client.ledger import Ledger
 from medfed.client.ledger_file import LedgerFile
+from medfed.client.scans.layouts.layout import SourceRules
 from medfed.client.scans.patients import PseudonymKey
 from medfed.client.witness import Witness, default_witness
 from medfed.common.errors import ConfigError, MedfedError
@@ -64,11 +65,11 @@ class ServerSettings(StrictTable):
     """``host:port``."""
 
 
-class ScanSettings(StrictTable):
-    """Where the scans are."""
+class ScanSettings(SourceRules):
+    """Where the scans are, and what the site says of them."""
 
     folder: Annotated[str, AfterValidator(_check_absolute)]
-    """Absolute path: a folder of DICOM files with a worklist, or one ``.npz`` file."""
+    """Absolute path: a folder in one of the known layouts, or one ``.npz`` file."""
     patient_array: ArrayName | None = None
     """For an ``.npz``: the array that says whose each scan is. The site says who its patients
     are, not a study: else the next study could count them anew by naming another array."""
@@ -245,12 +246,14 @@ def open_ledger(site: SiteRoot) -> Ledger:
     Raises:
         LedgerError: missing, altered, behind its witness, or of other keys.
     """
+    scans = site.settings.scans
     return Ledger.open(
         site.ledger,
         HeadSigner(site.node_key),
         Witness(site.witness, site=site.name),
         site=site.name,
         pseudonym_check=PseudonymKey(site.pseudonym_key).check,
+        patients_by=json.dumps({"array": scans.patient_array, "rule": scans.patient}),
         ceiling=lambda: ceiling_of(site),
     )
 

@@ -79,7 +79,7 @@ def histogram_figures(
     Args:
         noised: (targets, 2, bins): one histogram per class in question (one only with two
             classes); in the middle the patients of the other classes, then those of the class.
-            Finite; may be negative. Public.
+            Finite, on the grid of ``privacy/histogram.py``; may be negative. Public.
         noise_std: Standard deviation of the noise on every cell, in patients, >= 0. For a sum
             over n sites ``sqrt(n)`` times that of one.
         threshold: A patient is called positive from this score on; an edge of a bin.

@@ -21,6 +21,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from medfed.common.errors import ConfigError
+from medfed.common.findings import Findings
 from medfed.common.networks.names import check_network
 from medfed.common.strict_toml import StrictTable, read_strict
 
@@ -47,6 +48,8 @@ class Task(StrictTable):
     """Class names; their position is the class index."""
     positive: str | None = None
     """With two classes: the one whose probability is the score. Default: the second."""
+    findings: Findings = Findings()
+    """Which findings of a data source mean which label, where they are not the labels' own text."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -58,6 +61,10 @@ class Task(StrictTable):
             len(self.labels) != 2 or self.positive not in self.labels
         ):
             raise ValueError("positive is for two classes and must be one of the labels")
+        try:
+            self.findings.rule_for(self.labels)
+        except ConfigError as error:
+            raise ValueError(str(error.args[0])) from error
         return self
 
     @property

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from medfed.client.scans.dicom_tree import WORKLIST
+from medfed.client.scans.layouts.dicom_worklist import WORKLIST
 
 IMPLEMENTATION: Final = UID("2.25.207343715043939447221740875220053806905")
 """Our Implementation Class UID, from a random UUID drawn once."""

@@ -107,7 +107,7 @@ def open_scan(path: Path) -> tuple[Dataset, ImageHeader]:
         no more than ``MAX_OVERHEAD_BYTES`` is parsed, and no header passes that asks for more
         than ``MAX_PIXELS``. The frame that was checked is the frame that a decoder finds.
     """
-    content = _read_bounded(path)
+    content = read_bounded(path)
     if content[128:132] != b"DICM":
         raise RefusedScanError(Reason.NOT_DICOM)
     dataset = _parsed(content)
@@ -183,7 +183,12 @@ def integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
         raise RefusedScanError(Reason.HEADER) from None
 
 
-def _read_bounded(path: Path) -> bytes:
+def read_bounded(path: Path) -> bytes:
+    """Read a file of at most ``MAX_FILE_BYTES``.
+
+    Raises:
+        RefusedScanError: it is missing, unreadable, no regular file, or larger.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

@@ -20,6 +20,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
+from medfed.client.scans.allowed_attributes import keep_allowed
 from medfed.client.scans.greyscale import frame_group, shown_values
 from medfed.client.scans.guards import COMPRESSED, ImageHeader, element, open_scan
 from medfed.client.scans.refusals import Reason, RefusedScanError
@@ -36,6 +37,9 @@ class DicomScan(NamedTuple):
     tensor: NDArray[np.float32]
     patient_id: str
     """PatientID without surrounding blanks; empty where the file has none."""
+
+    def __repr__(self) -> str:
+        return f"DicomScan(tensor={self.tensor.shape})"
 
 
 def read_dicom(path: Path, scans: Scans) -> DicomScan:
@@ -54,13 +58,13 @@ def read_dicom(path: Path, scans: Scans) -> DicomScan:
 
     Guarantee:
         An 8-bit picture without window, rescale or padding gives ``value / 255`` before
-        size and normalisation, to the bit what an ``.npz`` picture gives.
+        size and normalisation, to the bit what an ``.npz`` picture gives. Of the header only
+        ``allowed_attributes.ALLOWED`` is looked at; a refusal carries nothing of the file.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's quote the file; what matters is refused
-        dataset, header = open_scan(path)
-        patient_id = str(element(dataset, "PatientID") or "").strip()
-        return DicomScan(_tensor(dataset, header, scans), patient_id)
+    read = _read(path, scans)
+    if isinstance(read, Reason):  # raised here: no context, no frame that holds the file
+        raise RefusedScanError(read)
+    return read
 
 
 def pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
@@ -85,6 +89,18 @@ def pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
                 raise RefusedScanError(Reason.SPACING) from None
             return down, across
     return None
+
+
+def _read(path: Path, scans: Scans) -> DicomScan | Reason:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's quote the file; what matters is refused
+            dataset, header = open_scan(path)
+            dataset = keep_allowed(dataset)  # nothing else of the file is reachable from here on
+            patient_id = str(element(dataset, "PatientID") or "").strip()
+            return DicomScan(_tensor(dataset, header, scans), patient_id)
+    except RefusedScanError as error:
+        return error.reason
 
 
 def _tensor(dataset: Dataset, header: ImageHeader, scans: Scans) -> NDArray[np.float32]:

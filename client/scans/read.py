@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from pathlib import Path
+from typing import Final
 
-from medfed.client.scans.dicom_tree import read_dicom_tree
-from medfed.client.scans.npz import read_npz
+from medfed.client.scans.entries import EntryReader, ScanRead
+from medfed.client.scans.layouts.detect import layout_of
+from medfed.client.scans.layouts.layout import Entry, Index, SourceRules, nothing_left
 from medfed.client.scans.patients import Pseudonymise
+from medfed.client.scans.refusals import RefusedScanError
 from medfed.client.scans.scanset import ScanSet
-from medfed.common.errors import ScanError
+from medfed.common.findings import Findings
 from medfed.common.study import Study
 
+AS_WRITTEN: Final = Findings()
+"""A finding means the label of the same text."""
+BY_SIGHT: Final = SourceRules()
+"""The layout is the one that fits, with nothing said about it."""
 
-def read_scans(source: Path, study: Study, *, pseudonymise: Pseudonymise | None = None) -> ScanSet:
+
+def read_scans(
+    source: Path,
+    study: Study,
+    *,
+    pseudonymise: Pseudonymise | None = None,
+    findings: Findings | None = None,
+    rules: SourceRules = BY_SIGHT,
+) -> ScanSet:
     """Read the scans of a site as the study says.
 
+    A file that is no usable scan is counted in ``refused`` with its reason and left out. A scan
+    without a patient is its own privacy unit; as soon as there is one, ``unit`` is ``"image"``,
+    the weaker claim, though scans with a patient still group by it.
+
     Args:
-        source: An ``.npz`` file, or a folder of DICOM files with a ``worklist.csv``.
+        source: A folder in one of the layouts of ``layouts/detect.py``, or an ``.npz`` file.
         study: Labels, split, privacy unit and how a scan becomes a tensor.
         pseudonymise: How the ledger names patients; None: it does not (simulation).
+        findings: What of the source means which label; None: as the study says.
+        rules: What the site says of its own scans.
 
     Returns:
-        The scans, grouped by patient and split. All of it is private but ``unit``.
+        The scans, grouped by patient and split, in the index's order. All of it is private but
+        ``unit``.
 
     Raises:
         ScanError: the source cannot be read, holds no usable scan, or contradicts the study.
@@ -33,12 +55,42 @@ def read_scans(source: Path, study: Study, *, pseudonymise: Pseudonymise | None 
         The result does not depend on the order of files on disk, and the same files give the
         same bits with the same libraries. A patient is never in two parts.
     """
-    if source.suffix.lower() == ".npz":
-        return read_npz(source, study, pseudonymise)
-    if os.path.isfile(source):  # False also where this user may not look
-        raise ScanError(
-            f"{source}: a file that is no .npz; allowed are an .npz file, or a folder of DICOM "
-            "files with a worklist.csv.",
-            advice="give the folder that holds the worklist.",
-        )
-    return read_dicom_tree(source, study, pseudonymise)
+    index = index_scans(source, study, findings=findings, rules=rules)
+    reader = EntryReader(index, study.scans)
+    read: list[ScanRead] = []
+    used: list[Entry] = []
+    refused = Counter(index.refused)
+    for entry in index.entries:
+        try:
+            read.append(reader.read(entry))
+            used.append(entry)
+        except RefusedScanError as error:
+            refused[error.reason.value] += 1
+    if not read:
+        raise nothing_left(source, refused)
+    parts = [entry.part for entry in used if entry.part is not None]
+    return ScanSet.assemble(
+        [scan.tensor for scan in read],
+        [entry.label for entry in used],
+        [scan.key(entry) for scan, entry in zip(read, used, strict=True)],
+        parts if len(parts) == len(used) else None,
+        study,
+        unit=index.unit if all(scan.patient for scan in read) else "image",
+        refused=refused,
+        pseudonymise=pseudonymise,
+    )
+
+
+def index_scans(
+    source: Path,
+    study: Study,
+    *,
+    findings: Findings | None = None,
+    rules: SourceRules = BY_SIGHT,
+) -> Index:
+    """Say which scans there are, without reading a pixel.
+
+    Args and errors are those of ``read_scans``; the index is private.
+    """
+    meaning = study.task.findings if findings is None else findings
+    return layout_of(source, rules.layout).index(source, study, meaning, rules)

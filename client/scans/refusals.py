@@ -18,6 +18,8 @@ class Reason(StrEnum):
     TOO_LARGE = "file larger than 512 MiB, as stored or inflated"
     OVERHEAD = "more than 4 MiB of elements that are not its pixels"
     NOT_DICOM = "not a DICOM file"
+    NOT_PICTURE = "not a PNG or JPEG picture"
+    NOT_NIFTI = "not a NIfTI volume"
     SYNTAX = "transfer syntax unknown"
     NO_DECODER = "no decoder for its transfer syntax"
     NO_PIXELS = "no integer pixel data"

@@ -9,7 +9,7 @@ import click
 import typer
 
 from medfed.common.errors import MedfedError
-from medfed.deploy.cli import coordinator, researcher, site
+from medfed.deploy.cli import coordinator, researcher, scans, site
 
 INTERRUPTED = 130
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Hospitals train one diagnostic CNN together, and no scan leaves any of them.",
 )
-for person in (researcher, coordinator, site):
+for person in (researcher, coordinator, site, scans):
     person.register(app)
 
 

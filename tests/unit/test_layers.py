@@ -34,6 +34,10 @@ ENTERS_THROUGH = {
     },
     "opacus": {"client/private_gradients.py", "client/bookkeeping.py"},
     "pydicom": {"client/scans/", "simulations/"},
+    "pynetdicom": {"client/scans/pacs/dimse.py", "client/scans/pacs/association.py"},
+    "dicomweb_client": {"client/scans/pacs/dicomweb.py"},
+    "requests": {"client/scans/pacs/dicomweb.py"},
+    "nibabel": {"client/scans/volumes.py"},
     "torch": {"common/networks/", "server/", "client/", "simulations/", "deploy/"},
 }
 """Framework -> the files, or folders (ending in a slash), that may import it."""

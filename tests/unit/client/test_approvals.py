@@ -17,8 +17,8 @@ from medfed.client.approvals import (
 )
 from medfed.client.ledger import RoundKey
 from medfed.client.scans.patients import PseudonymKey
-from medfed.client.site_root import Policy, open_ledger
-from medfed.common.errors import ApprovalError, ConfigError, PrivacyError, ScanError
+from medfed.client.site_root import Policy, open_ledger, open_site
+from medfed.common.errors import ApprovalError, ConfigError, LedgerError, PrivacyError, ScanError
 from medfed.common.privacy.terms import terms_of
 from tests.support.ledgers import pay
 from tests.support.sites import (
@@ -76,7 +76,7 @@ def test_the_whole_schedule_is_set_aside_in_the_ledger_for_every_patient_of_its_
     training = {str(p) for p in range(60) if study.split.part_of(str(p)) == "train"}
     assert approval.members == {"train": frozenset(key(patient) for patient in training)}
     assert given.eligible == (len(training), len(training))
-    assert str(len(training)) not in repr(given)
+    assert "eligible" not in repr(given)  # private
 
 
 def test_whoever_cannot_afford_a_study_is_not_eligible_and_the_admin_is_told(
@@ -268,3 +268,19 @@ def test_a_digest_that_is_none_is_refused_before_the_disk_is_asked(
 ) -> None:
     with pytest.raises(ApprovalError, match="no digest"):
         approved_study(make_site(tmp_path), digest)
+
+
+def test_a_site_cannot_tell_its_patients_apart_in_another_way_once_a_study_is_approved(
+    tmp_path: Path,
+) -> None:
+    # The same people would have other pseudonyms, and would have spent nothing.
+    site = make_ready_site(tmp_path)
+    toml = site.folder / "site.toml"
+    before = toml.read_text()
+    toml.write_text(before.replace('patient_array = "patient"', 'patient_array = "visit"'))
+
+    with pytest.raises(LedgerError, match=r"tells patients apart by .*visit.* approved by"):
+        open_ledger(open_site(site.folder))
+    toml.write_text(before)
+
+    open_ledger(open_site(site.folder)).close()

@@ -24,6 +24,7 @@ from medfed.common.histogram_metrics import (
     histogram_figures,
     reliability_curve,
 )
+from medfed.common.privacy.histogram import GRID
 from medfed.common.report.content import Interval
 
 Floats = npt.NDArray[np.float64]
@@ -302,7 +303,8 @@ def test_a_reliability_curve_shows_the_share_of_positives_in_each_bin() -> None:
 
 # ---- any input -----------------------------------------------------------------------------------
 @given(
-    hnp.arrays(np.float64, (2, 2, 6), elements=st.floats(-1e6, 1e6)),
+    # Multiples of the grid, as `decode_histogram` demands of every cell.
+    hnp.arrays(np.int64, (2, 2, 6), elements=st.integers(-(2**44), 2**44)).map(lambda a: a * GRID),
     st.sampled_from([0.0, 1e-9, 1.0, 1e5]),
 )
 @settings(deadline=None, max_examples=60)
