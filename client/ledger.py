@@ -37,16 +37,15 @@ from medfed.client.exposure import (
     exposures,
     groups,
 )
+from medfed.client.head_guard import HeadGuard
 from medfed.client.ledger_file import Entry, LedgerFile
 from medfed.client.ledger_state import Approval, LedgerState, RoundKey, packed
 from medfed.client.witness import Witness
 from medfed.common.errors import (
     ApprovalError,
     LedgerError,
-    LedgerMismatchError,
     MedfedError,
     PrivacyError,
-    TrustError,
 )
 from medfed.common.privacy.accounting import Spend
 from medfed.common.privacy.terms import Purpose, Term, Terms
@@ -95,11 +94,11 @@ class Ledger:
         witness: Witness | None = None,
         patients_by: str = "",
     ) -> None:
-        self._file, self._site, self._ceiling, self._witness = file, site, ceiling, witness
+        self._file, self._site, self._ceiling = file, site, ceiling
         self._patients_by = patients_by
         self._state = LedgerState(file.read_set)
-        if witness is not None:
-            self._check_against_witness(witness)
+        self._guard = HeadGuard(file, witness, site=site)
+        self._guard.agree()
         with self._reading():
             pass  # a patient set that is gone is found now
 
@@ -347,7 +346,7 @@ class Ledger:
             PrivacyError: the approved schedule is paid for. Nothing is written.
             LedgerError: the round was already paid for, or the witness has seen another ledger.
         """
-        self._agree_with_witness()
+        self._guard.agree()
         with self._writing():
             if self.paid(key) is not None:
                 raise LedgerError(
@@ -426,7 +425,7 @@ class Ledger:
             ):
                 return None
             head = self._file.head
-        self._keep_in_witness(head)
+        self._guard.keep(head)
         return head
 
     # ---- what was spent --------------------------------------------------------------------------
@@ -469,68 +468,13 @@ class Ledger:
             return self._file.head, [dict(entry.body) for entry in self._file.entries]
 
     def check_known(self, known: Head) -> None:
-        """Hold the ledger against the highest head that somebody else remembers of it.
-
-        Args:
-            known: What the server, or the witness, kept.
+        """Hold the ledger against a head that the server remembers; see ``HeadGuard.check``.
 
         Raises:
             TrustError: it was never signed by this site.
-            LedgerMismatchError: it was, and this ledger never came there, or went another way.
-                That is remembered, and the ledger refused from now on.
+            LedgerMismatchError: it was, and this ledger does not hold it.
         """
-        self._file.check_signed_here(known)
-        with self._file.reading():
-            head = self._file.head
-            if known.sequence > head.sequence:
-                found = f"ends at entry {head.sequence}; the site released at entry "
-                found += f"{known.sequence} before"
-            elif self._file.entries[known.sequence - 1].hash != known.hash:
-                found = f"has another entry {known.sequence} than the one the site released at"
-            else:
-                return
-        if self._witness is not None:
-            self._witness.dispute(known)
-        raise LedgerMismatchError(
-            f"site {self._site!r}: its ledger {found}. It was put back from a backup, or the "
-            "site runs in two places. Nothing was released.",
-            advice="stop every other copy of this site and restore the newest ledger.db. If it is "
-            "lost, or two copies released, part of what patients spent is not known: your data "
-            "board decides. To go on with this ledger, `medfed site witness --lost` counts all "
-            "that was approved in it as spent.",
-        )
-
-    def _check_against_witness(self, witness: Witness) -> None:
-        known = witness.read()
-        if not known:
-            raise LedgerMismatchError(
-                f"site {self._site!r}: its ledger has {self._file.head.sequence} entries, and the "
-                f"witness {witness.path} is missing: this may be a copy of the site.",
-                advice="bring the witness file from the machine where the site ran; if it is lost "
-                "and no other copy runs, `medfed site witness --lost` counts all that is approved "
-                "as spent and makes a new one.",
-            )
-        try:
-            for head in known:
-                self.check_known(head)
-        except TrustError as error:
-            raise LedgerMismatchError(
-                f"site {self._site!r}: the witness {witness.path} remembers another site's ledger, "
-                "or was altered.",
-                advice="let site.toml, [ledger] witness, name the file that belongs to this site; "
-                "sites of other patients have one each.",
-            ) from error
-
-    def _keep_in_witness(self, head: Head) -> None:
-        """Remember a head. Checked afterwards: of two copies of a site only one passes."""
-        if self._witness is not None:
-            self._agree_with_witness()
-            self._witness.keep(head)
-            self._agree_with_witness()
-
-    def _agree_with_witness(self) -> None:
-        if self._witness is not None:
-            self._check_against_witness(self._witness)
+        self._guard.check(known)
 
     # ---- within a transaction --------------------------------------------------------------------
     @contextmanager
@@ -552,7 +496,7 @@ class Ledger:
                 raise
             entries = self._file.entries
         if entries and entries[-1].body["kind"] not in ("reserve", "void"):
-            self._keep_in_witness(entries[-1].head)
+            self._guard.keep(entries[-1].head)
 
     def _catch_up(self) -> None:
         for entry in self._file.entries[self._state.seen :]:

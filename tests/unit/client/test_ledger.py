@@ -232,7 +232,7 @@ def test_a_crash_before_the_transaction_ends_leaves_no_payment(
     assert place.kinds()[2:] == ["reserve"]
 
 
-@pytest.mark.parametrize("before", ["", "ledger._witness.keep = die\n"])
+@pytest.mark.parametrize("before", ["", "ledger._guard.keep = die\n"])
 def test_a_crash_right_after_the_transaction_keeps_bytes_and_payment(
     ledger: Ledger, place: LedgerPlace, before: str
 ) -> None:
