@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from medfed.client.approvals import approved_studies, scans_of_patients
+from medfed.client.scans.layouts.detect import layout_of
 from medfed.client.scans.scanset import TRAIN, ScanSet
 from medfed.client.site_root import SiteRoot, open_ledger
 from medfed.common.errors import MedfedError, ScanError, TransportError, TrustError
@@ -32,6 +33,8 @@ CLOCK_AHEAD_S = 4.0
 CLOCK_BEHIND_S = 240.0
 """... or more than 305 s in its past."""
 
+_MANY_MORE = 1.25
+"""Declared numbers are rounded; above this many times them the admin is told."""
 _ANSWER_LIMIT_BYTES = 4096
 _ANSWER_LIMIT_S = 10.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 15.0
@@ -54,6 +57,7 @@ class ScanReport:
 
     Attributes:
         study: The study's name.
+        layout: What the scans folder is taken for.
         unit: What the privacy unit is.
         patients: Privacy units, in all parts and in training.
         scans: Scans, in all parts and in training.
@@ -63,6 +67,7 @@ class ScanReport:
     """
 
     study: str
+    layout: str
     unit: str
     patients: tuple[int, int]
     scans: tuple[int, int]
@@ -115,6 +120,7 @@ def look_at_scans(site: SiteRoot, study: Study) -> ScanReport:
     labels = dict(zip(study.task.labels, (int(count) for count in counts), strict=True))
     return ScanReport(
         study=study.name,
+        layout=layout_of(site.scans, site.settings.scans.layout).name,
         unit=scans.unit,
         patients=(scans.patients, training.patients),
         scans=(len(scans), len(training)),
@@ -138,6 +144,18 @@ def _warnings(
         found.append(
             f"{training.patients} {training.unit} units to train on, fewer than the {declared} "
             "the study declares for this site. Privacy holds; the noise per patient is larger."
+        )
+    if training.patients > _MANY_MORE * declared:
+        found.append(
+            f"{training.patients} {training.unit} units to train on, far more than the {declared} "
+            "the study declares for this site. Privacy holds; a step takes more of them than the "
+            "study's lot."
+        )
+    delta = study.privacy.delta
+    if delta is not None and delta * training.patients > 1.0:
+        found.append(
+            f"the study's delta, {delta:g}, is above one over the number of patients here: it "
+            "would allow one of them to be given away entirely. Ask for a smaller delta."
         )
     if refused:
         found.append(f"{sum(refused.values())} files are left out: {_counted(refused)}.")

@@ -399,7 +399,10 @@ address = {json.dumps(server)}
 
 [scans]
 folder = {json.dumps(str(scans))}
-{array}
+{array}# layout = "chexpert"      # where what lies in the folder does not say it; `site check` does
+# patient = "parent"       # in class folders: who the patient is; never change it afterwards
+# join = "accession"       # the worklist's column by which its lines and the files are matched
+
 [ledger]
 # Remembers how far the ledger has come. Keep it out of the backups of this folder: it is there
 # to notice when one is put back.

@@ -116,6 +116,7 @@ def check(
         _write(_report_json(report))
         return
     typer.echo(f"Site {site.name}, study {report.study}: what training here will find")
+    typer.echo(f"  {'layout':12}{report.layout:>7}")
     typer.echo(
         f"  {clean(report.unit) + 's':12}{report.patients[0]:7} ({report.patients[1]} to train on)"
     )
@@ -132,6 +133,7 @@ def check(
 def _report_json(report: ScanReport) -> dict[str, Any]:
     return {
         "study": report.study,
+        "layout": report.layout,
         "unit": report.unit,
         "patients": report.patients[0],
         "training_patients": report.patients[1],

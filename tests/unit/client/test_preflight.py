@@ -159,6 +159,18 @@ def test_fewer_patients_than_declared_is_a_warning(tmp_path: Path) -> None:
     assert "fewer than the 40 the study declares" in report.warnings[0]
 
 
+def test_far_more_patients_than_declared_and_a_large_delta_are_warnings(tmp_path: Path) -> None:
+    scans = write_scans(tmp_path / "many.npz", patients=130)
+    study = make_study(("delta = 1e-3", "delta = 0.09"))
+
+    report = look_at_scans(make_site(tmp_path, scans=scans), study)
+
+    more, delta = report.warnings
+    assert "far more than the 40 the study declares" in more
+    assert "the study's delta, 0.09, is above one over the number of patients" in delta
+    assert report.layout == "medmnist"
+
+
 def test_warnings_do_not_keep_a_site_from_joining(tmp_path: Path, trust: Path) -> None:
     scans = write_scans(tmp_path / "few.npz", patients=10, labels=(1,))
     told = list[Notice]()
