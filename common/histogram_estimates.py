@@ -32,6 +32,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from medfed.common.privacy.score_bins import middles
+
 Floats = npt.NDArray[np.float64]
 
 LEVEL = 0.95
@@ -68,8 +70,7 @@ class Noised(NamedTuple):
     @property
     def middles(self) -> Floats:
         """The score that stands for each bin."""
-        bins = len(self.positive)
-        return (np.arange(bins) + 0.5) / bins
+        return np.array(middles(len(self.positive)))
 
     def denoised(self) -> tuple[Floats, Floats]:
         """The nearest rows without negative counts and with the same sums."""

@@ -27,6 +27,7 @@ from medfed.common.histogram_estimates import (
     calibration_error,
     share_from,
 )
+from medfed.common.privacy.score_bins import bin_from, middles
 from medfed.common.report.content import Interval
 
 Floats = npt.NDArray[np.float64]
@@ -105,7 +106,8 @@ def histogram_figures(
         >>> figures["sensitivity_noised"].interval.value
         1.0
     """
-    first = _check(noised, noise_std, threshold)
+    _check(noised, noise_std)
+    first = _first_bin(threshold, noised.shape[2])
     rows = [_figures_of(Noised(pair[1], pair[0], noise_std), first) for pair in noised]
     merged = [_mean(column) for column in zip(*rows, strict=True)]
     return dict(zip(figure_names(2 if len(noised) == 1 else 3), merged, strict=True))
@@ -121,12 +123,12 @@ def reliability_curve(noised: Floats, noise_std: float) -> tuple[tuple[Reliabili
     Returns:
         Per target one point per bin, by rising score.
     """
-    _check(noised, noise_std, 1.0)
-    middles = (np.arange(noised.shape[2]) + 0.5) / noised.shape[2]
+    _check(noised, noise_std)
+    scores = middles(int(noised.shape[2]))
     return tuple(
         tuple(
-            ReliabilityPoint(float(score), _observed(cells, noise_std))
-            for score, cells in zip(middles, pair.T, strict=True)
+            ReliabilityPoint(score, _observed(cells, noise_std))
+            for score, cells in zip(scores, pair.T, strict=True)
         )
         for pair in noised
     )
@@ -193,16 +195,19 @@ def _mean(figures: Sequence[NoisedFigure]) -> NoisedFigure:
     return _shown(Estimate(*ends.tolist()))
 
 
-def _check(noised: Floats, noise_std: float, threshold: float) -> int:
-    """Refuse what is no histogram; return the first bin at or above the threshold."""
+def _check(noised: Floats, noise_std: float) -> None:
+    """Refuse what is no histogram."""
     if noised.ndim != 3 or noised.shape[0] < 1 or noised.shape[1] != 2 or noised.shape[2] < 2:
         raise ValueError(f"a histogram is (targets, 2, bins), got shape {noised.shape}")
     if not np.isfinite(noised).all():
         raise ValueError("a histogram must be finite")
     if not (np.isfinite(noise_std) and noise_std >= 0.0):
         raise ValueError(f"noise_std must be finite and >= 0, got {noise_std!r}")
-    bins = int(noised.shape[2])
-    first = round(threshold * bins)
-    if abs(first / bins - threshold) > 1e-12:
+
+
+def _first_bin(threshold: float, bins: int) -> int:
+    """The first bin at or above the threshold."""
+    first = bin_from(threshold, bins)
+    if first is None:
         raise ValueError(f"threshold {threshold!r} is no edge of {bins} bins")
     return first

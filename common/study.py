@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from medfed.common.errors import ConfigError
 from medfed.common.findings import Findings
 from medfed.common.networks.names import check_network
+from medfed.common.privacy.score_bins import bin_from, inner_edges
 from medfed.common.strict_toml import StrictTable, read_strict
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -237,10 +238,11 @@ class Evaluation(StrictTable):
     """
 
     bins: Annotated[int, Field(ge=5, le=200)]
-    """Equally wide score bins. The noise on a sum over bins grows with the square root of their
-    number: 10 to 20 suit some hundred patients."""
+    """Score bins, equally wide in log-odds. The noise on a sum over bins grows with the square
+    root of their number: 10 to 20 suit some hundred patients."""
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """Sensitivity and specificity are those of ``score >= threshold``; an edge of a bin."""
+    """Sensitivity and specificity are those of ``score >= threshold``; an edge of a bin, written
+    with three digits. 0.5 is one for every even number of bins."""
     every: Annotated[int, Field(ge=0, le=100_000)] = 0
     """After every so many rounds a histogram of the validation patients; 0: never."""
     test: bool = False
@@ -260,9 +262,9 @@ class Evaluation(StrictTable):
             )
         if not (self.every or self.test):
             raise ValueError("every = 0 and test = false ask for no histogram: leave the table out")
-        edge = round(self.threshold * self.bins)
-        if edge / self.bins != self.threshold or not 0 < edge < self.bins:
-            near = min(max(edge, 1), self.bins - 1) / self.bins
+        if bin_from(self.threshold, self.bins) is None:
+            edges = inner_edges(self.bins)
+            near = round(min((abs(edge - self.threshold), edge) for edge in edges)[1], 3)
             raise ValueError(
                 f"found threshold {self.threshold}, which is no edge between two of {self.bins} "
                 f"bins; take {near!r}, or another number of bins"

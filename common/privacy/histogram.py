@@ -33,6 +33,7 @@ from safetensors.numpy import save as _save
 
 from medfed.common.errors import UpdateRejectedError
 from medfed.common.privacy.accounting import Spend
+from medfed.common.privacy.score_bins import inner_edges
 from medfed.common.updates import HEADER_BYTES
 
 Floats = npt.NDArray[np.float64]
@@ -52,7 +53,7 @@ class HistogramMechanism:
     """One part's histograms: their size, noise and cost. Every field is public.
 
     Attributes:
-        bins: Equally wide score bins in [0, 1], >= 1.
+        bins: Score bins, equally wide in log-odds, >= 1.
         targets: Class indices, one histogram each: the positive class alone with two classes,
             else every class.
         noise_multiplier: Standard deviation of the noise over the sensitivity, > 0.
@@ -93,7 +94,7 @@ class HistogramMechanism:
 
 
 def bin_of(scores: Floats, bins: int) -> npt.NDArray[np.int64]:
-    """Find each score's bin: ``[k / bins, (k + 1) / bins)``, the last one closed.
+    """Find each score's bin; bins are equally wide in log-odds (``score_bins.py``).
 
     Args:
         scores: In [0, 1], not NaN; beyond the ends the end bin is taken.
@@ -103,14 +104,13 @@ def bin_of(scores: Floats, bins: int) -> npt.NDArray[np.int64]:
         int64, in ``[0, bins)``. As private as the scores.
 
     Guarantee:
-        ``score >= k / bins`` in float64 exactly where the bin is k or above.
+        ``score >= inner_edges(bins)[k - 1]`` in float64 exactly where the bin is k or above.
 
     Example:
-        >>> bin_of(np.array([0.0, 0.3, 0.5, 1.0]), bins=10).tolist()
-        [0, 3, 5, 9]
+        >>> bin_of(np.array([0.0, 0.1, 0.5, 0.9, 1.0]), bins=10).tolist()
+        [0, 3, 5, 6, 9]
     """
-    edges = np.arange(bins + 1) / bins
-    return np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, bins - 1)
+    return np.searchsorted(np.array(inner_edges(bins)), scores, side="right")
 
 
 def encode_histogram(noised: Floats) -> bytes:

@@ -106,17 +106,17 @@ def test_ten_scans_weigh_as_much_as_one() -> None:
     many = counted([1] * 10, [0.95] * 10, [0] * 10, mechanism_of())
     one = counted([1], [0.95], [0], mechanism_of())
 
-    assert one[0, 1, 9] == 1.0
-    assert many[0, 1, 9] == pytest.approx(1.0, abs=10 * GRID)
-    assert many[0, 1, 9] <= 1.0
+    assert one[0, 1, 6] == 1.0  # 0.95 is 2.9 in log-odds: the bin from 2 to 4
+    assert many[0, 1, 6] == pytest.approx(1.0, abs=10 * GRID)
+    assert many[0, 1, 6] <= 1.0
 
 
 def test_a_patients_weight_is_spread_over_classes_and_scores() -> None:
     histogram = counted([0, 1, 1, 1], [0.05, 0.55, 0.55, 0.95], [0, 0, 0, 0], mechanism_of())
 
-    assert histogram[0, 0, 0] == 0.25
+    assert histogram[0, 0, 3] == 0.25  # log-odds of -2.9, 0.2 and 2.9
     assert histogram[0, 1, 5] == 0.5
-    assert histogram[0, 1, 9] == 0.25
+    assert histogram[0, 1, 6] == 0.25
     assert histogram.sum() == 1.0
 
 
@@ -126,7 +126,7 @@ def test_a_score_that_is_not_finite_counts_nothing_and_the_rest_keeps_its_weight
 ) -> None:
     histogram = counted([1, 1], [bad, 0.95], [0, 0], mechanism_of())
 
-    assert histogram.sum() == histogram[0, 1, 9] == 0.5
+    assert histogram.sum() == histogram[0, 1, 6] == 0.5
 
 
 def test_with_more_classes_each_patient_is_in_each_histogram_once() -> None:
@@ -135,7 +135,7 @@ def test_with_more_classes_each_patient_is_in_each_histogram_once() -> None:
     histogram = exact_histogram(np.array([1]), scores, np.array([0]), mechanism_of(classes=3))
 
     where = [tuple(int(i) for i in cell) for cell in np.argwhere(histogram)]
-    assert where == [(0, 0, 2), (1, 1, 7), (2, 0, 1)]  # target, row (1: it is its class), bin
+    assert where == [(0, 0, 4), (1, 1, 5), (2, 0, 3)]  # target, row (1: it is its class), bin
     assert histogram.sum() == 3.0
 
 

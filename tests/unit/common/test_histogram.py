@@ -19,6 +19,7 @@ from medfed.common.privacy.histogram import (
     decode_histogram,
     encode_histogram,
 )
+from medfed.common.privacy.score_bins import score_at
 from medfed.common.updates import HEADER_BYTES
 
 MECHANISM = HistogramMechanism(
@@ -53,7 +54,7 @@ def test_a_score_is_at_or_above_an_edge_exactly_where_its_bin_is(bins: int, scor
 
     assert 0 <= found < bins
     for edge in range(1, bins):
-        assert (score >= edge / bins) == (found >= edge)
+        assert (score >= score_at(edge / bins)) == (found >= edge)
 
 
 def test_scores_beyond_the_ends_fall_into_the_end_bins() -> None:

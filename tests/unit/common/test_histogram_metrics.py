@@ -24,7 +24,9 @@ from medfed.common.histogram_metrics import (
     histogram_figures,
     reliability_curve,
 )
-from medfed.common.privacy.histogram import GRID
+from medfed.common.privacy.histogram import GRID, bin_of
+from medfed.common.privacy.score_bins import LOG_ODDS
+from medfed.common.privacy.score_bins import middles as score_middles
 from medfed.common.report.content import Interval
 
 Floats = npt.NDArray[np.float64]
@@ -32,8 +34,7 @@ Floats = npt.NDArray[np.float64]
 
 def bell(middle: float, width: float, bins: int) -> Floats:
     """Shares per bin of scores whose logit is normally distributed."""
-    edges = np.arange(1, bins) / bins
-    logits = np.log(edges / (1 - edges))
+    logits = LOG_ODDS * (2 * np.arange(1, bins) / bins - 1)
     below = [0.5 * (1 + math.erf((x - middle) / width / math.sqrt(2))) for x in logits]
     return np.diff(np.array([0.0, *below, 1.0]))
 
@@ -56,7 +57,7 @@ def plain(cells: Floats) -> dict[str, float]:
     """The figures of exact shares or counts (2, bins), written a second time and naively."""
     negative, positive = cells
     bins = len(positive)
-    middles = (np.arange(bins) + 0.5) / bins
+    middles = np.array(score_middles(bins))
     p, n = positive.sum(), negative.sum()
     wins = sum(
         positive[i] * negative[j] * (1.0 if j < i else 0.5 if j == i else 0.0)
@@ -99,7 +100,7 @@ def noised(counts: Floats, std: float, generator: np.random.Generator) -> Floats
     [
         ("good", 250, 0.4, 10, 2.0),  # few patients, much noise
         ("nearly perfect", 100, 0.5, 10, 0.5),  # figures at their ends, little noise
-        ("two kinds of positives", 2000, 0.5, 100, 5.0),  # many bins, no bell-shaped scores
+        ("two kinds of positives", 2000, 0.5, 40, 5.0),  # many bins, no bell-shaped scores
         ("nearly perfect", 5000, 0.1, 10, 3.0),  # hardly any uncertainty: no coarse grid may show
     ],
 )
@@ -153,7 +154,7 @@ def test_the_middle_of_many_noised_figures_is_the_true_one() -> None:
 
     for name, true in truth.items():
         middle = np.mean([shown(figures, name).value for figures in drawn])
-        assert middle == pytest.approx(true, abs=0.012), name  # a tenth of the intervals' width
+        assert middle == pytest.approx(true, abs=0.016), name  # a tenth of the intervals' width
 
 
 # ---- without noise they are the exact figures ----------------------------------------------------
@@ -171,7 +172,7 @@ def test_without_noise_the_values_are_the_exact_ones_in_bins(cells: Floats) -> N
     for name in set(truth) - {"calibration_error_noised"}:
         assert shown(figures, name).value == pytest.approx(truth[name], abs=1e-9), name
     assert shown(figures, "calibration_error_noised").value <= (
-        truth["calibration_error_noised"] + 0.02
+        truth["calibration_error_noised"] + 0.05  # candidates are that far apart for two patients
     )
 
 
@@ -180,17 +181,17 @@ def test_with_fine_bins_they_agree_with_the_exact_metrics() -> None:
     positive = generator.random(1500) < 0.3
     scores = 1 / (1 + np.exp(-generator.normal(np.where(positive, 0.8, -0.8), 1.0)))
     cells = np.stack(
-        [np.histogram(scores[positive == row], 200, (0.0, 1.0))[0] for row in (False, True)]
+        [np.bincount(bin_of(scores[positive == row], 200), minlength=200) for row in (False, True)]
     ).astype(np.float64)
 
     figures = histogram_figures(cells[None], 0.0)
 
-    # Bins 1/200 wide: a score moves by 0.0025, and 1 pair in 100 or so becomes a tie.
+    # Bins 0.1 wide in log-odds: a score moves by 0.0125 at most, 1 pair in 100 or so is a tie.
     assert shown(figures, "auroc_noised").value == pytest.approx(
         exact_auroc(positive, scores), abs=1e-3
     )
     assert shown(figures, "pr_auc_noised").value == pytest.approx(
-        average_precision_score(positive, scores), abs=5e-3
+        average_precision_score(positive, scores), abs=1e-2
     )
     assert shown(figures, "brier_noised").value == pytest.approx(
         float(np.mean((scores - positive) ** 2)), abs=1e-3
@@ -206,15 +207,16 @@ def test_with_fine_bins_they_agree_with_the_exact_metrics() -> None:
 def test_the_threshold_is_the_one_asked_for() -> None:
     counts = np.array([[[40.0, 30, 20, 10, 0], [0, 10, 20, 30, 40]]])
 
-    figures = histogram_figures(counts, 0.0, threshold=0.6)
+    figures = histogram_figures(counts, 0.0, threshold=0.881)
 
-    # Bins 3 and 4 are at 0.6 and above: 70 of 100 positives, and 90 of 100 others below.
+    # Bins 3 and 4 of 5 begin at log-odds of 2, a score of 0.8808: 70 of 100 positives, and 90
+    # of 100 others below.
     assert shown(figures, "sensitivity_noised").value == pytest.approx(0.7)
     assert shown(figures, "specificity_noised").value == pytest.approx(0.9)
 
 
 def test_scores_that_promise_what_happens_have_no_calibration_error() -> None:
-    middles = (np.arange(20) + 0.5) / 20
+    middles = np.array(score_middles(20))
     counts = np.stack([1000 * (1 - middles), 1000 * middles])
 
     interval = shown(histogram_figures(counts[None], 5.0), "calibration_error_noised")
@@ -294,7 +296,7 @@ def test_a_reliability_curve_shows_the_share_of_positives_in_each_bin() -> None:
 
     (curve,) = reliability_curve(counts, 2.0)
 
-    assert [point.score for point in curve] == pytest.approx([1 / 6, 1 / 2, 5 / 6])
+    assert [point.score for point in curve] == pytest.approx([0.00127, 0.5, 0.99873], abs=1e-5)
     first, second, third = (point.observed for point in curve)
     assert first.interval is not None and first.interval.value == pytest.approx(0.1)
     assert second.interval is not None and second.interval.low < 0.5 < second.interval.high

@@ -152,7 +152,7 @@ def test_every_changed_value_gives_another_digest() -> None:
 
     evaluated = [
         ("bins = 10", "bins = 20"),
-        ("test = true", "test = true\nthreshold = 0.4"),
+        ("test = true", "test = true\nthreshold = 0.119"),
         ("every = 2", "every = 3"),
         ("test = true", "test = false"),
         ("target_epsilon = 2.0", "target_epsilon = 2.5"),
@@ -456,7 +456,7 @@ def test_what_is_wrong_is_refused_with_place_found_and_allowed(
         ("bins = 10", "bins = 201", "evaluation.bins: found 201"),
         ("bins = 10", "bin = 10", "evaluation.bin: unknown key. Did you mean 'bins'?"),
         ("bins = 10", "bins = 25", "found threshold 0.5, which is no edge between two of 25 bins"),
-        ("test = true", "threshold = 0.55", "take 0.6, or another number of bins"),
+        ("test = true", "threshold = 0.55", "take 0.5, or another number of bins"),
         ("every = 2", "every = 6", "evaluation.every is 6, above the 5 rounds of training"),
         ("every = 2\ntest = true\n", "", "ask for no histogram: leave the table out"),
         (

@@ -74,7 +74,7 @@ def test_the_threshold_of_the_study_is_used() -> None:
         assert interval is not None
         return interval.value
 
-    assert sensitivity(0.3) > sensitivity(0.7)
+    assert sensitivity(0.119) > sensitivity(0.881)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
