@@ -95,7 +95,7 @@ class Chunk:
         self._kept_bytes += self._units * again.parameter.nbytes
         fits = self._kept_bytes <= _KEEP_BYTES
         norms, sizes, kept = [], [], []
-        g, scale = self._in_units_of_patients(again)
+        g, scale, floor = self._in_units_of_patients(again)
         for x_block, g_block in self._blocks(most, again.x, g):
             gradient = form(x_block, g_block)
             # Norms of norms: in float32 two short sums lose less than a long one.
@@ -104,7 +104,7 @@ class Chunk:
                 kept.append(gradient.flatten(1))
             else:
                 sizes.append(size(x_block, g_block))
-        self._note(norms, sizes, scale)
+        self._note(norms, sizes, scale, floor)
         self._parts.append(_Kept([again.parameter], kept, scale, arrange) if fits else again)
 
     def never_form(self, inner: Inner, again: Again, most: int) -> None:
@@ -114,12 +114,12 @@ class Chunk:
         patient's norm comes out too small. At most ``most`` patients at a time.
         """
         norms, sizes = [], []
-        g, scale = self._in_units_of_patients(again)
+        g, scale, floor = self._in_units_of_patients(again)
         for x_block, g_block in self._blocks(most, again.x, g):
             norm, size = inner(x_block, g_block)
             norms.append(norm)
             sizes.append(size)
-        self._note(norms, sizes, scale)
+        self._note(norms, sizes, scale, floor)
         self._parts.append(again)
 
     def clipped_sums(self, bound: float) -> dict[Tensor, Tensor]:
@@ -157,13 +157,19 @@ class Chunk:
         finite_rows = None if finite is None else finite[self._unit]
         return _Factors(unit, unit[self._unit], finite, finite_rows)
 
-    def _note(self, norms: list[Tensor], sizes: list[Tensor], scale: Tensor | None) -> None:
+    def _note(
+        self,
+        norms: list[Tensor],
+        sizes: list[Tensor],
+        scale: Tensor | None,
+        floor: Tensor | float,
+    ) -> None:
         """Note the patients' norms of one weight, and their sizes if rounding may hide much."""
         norm, size = torch.cat(norms), torch.cat(sizes) if sizes else None
         if scale is None:
             self._norms.append(norm)
         else:
-            self._norms.append((norm.double() + _FLOOR) * scale)
+            self._norms.append((norm.double() + floor) * scale)
         if size is not None:
             self._slacks.append(size if scale is None else size.double() * scale)
 
@@ -177,14 +183,19 @@ class Chunk:
             yield from zip(*(torch.split(t, block) for t in both), strict=True)
             first = last
 
-    def _in_units_of_patients(self, again: Again) -> tuple[Tensor, Tensor | None]:
-        """The output gradients with each patient's rows in one unit, the largest; and that."""
-        if again.scale is None:
-            return again.g, None
+    def _in_units_of_patients(self, again: Again) -> tuple[Tensor, Tensor | None, Tensor | float]:
+        """The output gradients with each patient's rows in one unit, the largest; and that.
+
+        And the least norm in that unit, of patients with large numbers: what underflowed.
+        """
+        if again.scale is None or again.calm is None:
+            return again.g, None, 0.0
+        stirred = again.scale.new_zeros(self._units)
+        stirred.scatter_reduce_(0, self._unit, (~again.calm).to(stirred.dtype), "amax")
         largest = again.scale.new_zeros(self._units)
         largest.scatter_reduce_(0, self._unit, again.scale, "amax")
         share = again.scale / largest[self._unit]
-        return again.g * _broadcast(share, again.g), largest
+        return again.g * _broadcast(share, again.g), largest, _FLOOR * stirred
 
     def _sum_by_patient(self, rows: Tensor) -> Tensor:
         """Add up the rows of each patient."""
@@ -196,9 +207,10 @@ class Chunk:
 class Again:
     """A weight gradient to compute at the end, from the rows scaled by their clip factors.
 
-    Where numbers are large, each row of ``x`` and of ``g`` is held in a unit of its own, a power
-    of two near its largest number; ``scale`` (float64, shape ``(rows,)``) is the product of the
-    two. Else it is None.
+    Where a row has large numbers, its ``x`` and its ``g`` are held in units of their own, powers
+    of two near their largest numbers; ``scale`` (float64, shape ``(rows,)``) is the product of
+    the two, and 1 for the other rows, which ``calm`` marks: one patient's large numbers change
+    nothing for others. Both are None where no row has any.
 
     Args:
         parameter: The weight.
@@ -217,8 +229,12 @@ class Again:
         self.parameter, self.weight_gradient = parameter, weight_gradient
         self.x, self.g = x, g
         self.scale: Tensor | None = None
+        self.calm: Tensor | None = None
         if not (_is_moderate(x) and _is_moderate(g)):
-            (self.x, x_unit), (self.g, g_unit) = _in_units(x), _in_units(g)
+            x_largest, g_largest = _largest(x), _largest(g)
+            self.calm = (x_largest <= _LARGE) & (g_largest <= _LARGE)
+            self.x, x_unit = _in_units(x, x_largest, self.calm)
+            self.g, g_unit = _in_units(g, g_largest, self.calm)
             self.scale = x_unit * g_unit
 
     def clipped(self, factors: _Factors) -> Iterator[tuple[Tensor, Tensor]]:
@@ -314,15 +330,19 @@ def _is_moderate(rows: Tensor) -> bool:
     return float(rows.amax()) <= _LARGE and float(rows.amin()) >= -_LARGE
 
 
-def _in_units(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _largest(rows: Tensor) -> Tensor:
+    """The largest magnitude in each row; NaN if there is one."""
+    flat = rows.flatten(1)
+    return torch.maximum(flat.amax(1), -flat.amin(1))  # 20 times as fast as aminmax
+
+
+def _in_units(rows: Tensor, largest: Tensor, calm: Tensor) -> tuple[Tensor, Tensor]:
     """Divide each row by a power of two near its largest number; returns these too, in float64.
 
-    Exact, but for numbers 1e-38 times the largest. The unit of a row that is not finite is NaN,
-    and so is its patient's norm.
+    Exact, but for numbers 1e-38 times the largest. Calm rows stay as they are. The unit of a row
+    that is not finite is NaN, and so is its patient's norm.
     """
-    flat = rows.flatten(1)
-    largest = torch.maximum(flat.amax(1), -flat.amin(1))  # 20 times as fast as aminmax
     power = largest.frexp().exponent.clamp(-126, 126)  # 2 to the +-126 is normal in float32
-    unit = power.double().exp2()
+    unit = torch.where(calm, 1.0, power.double().exp2())
     inverse = _broadcast(unit.reciprocal(), rows)
     return rows * inverse, torch.where(largest.isfinite(), unit, math.nan)

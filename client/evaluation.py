@@ -67,9 +67,19 @@ def class_probabilities(network: Network, scans: ScanSet, device: torch.device) 
     with torch.no_grad():
         parts = [
             probabilities(scorer(chunk.to(device))).double().cpu().numpy()
-            for chunk in torch.split(inputs, _CHUNK)
+            for chunk in torch.split(_filled(inputs), _CHUNK)
         ]
-    return np.concatenate(parts)
+    return np.concatenate(parts)[: len(inputs)]
+
+
+def _filled(inputs: torch.Tensor) -> torch.Tensor:
+    """Whole chunks, the last one filled with blank scans.
+
+    Kernels round differently for another number of rows: without this, one patient more or
+    less would change the last bits of the others' scores, and of a hostile model's more.
+    """
+    missing = -len(inputs) % _CHUNK
+    return torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])])
 
 
 def exact_histogram(

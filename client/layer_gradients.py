@@ -344,6 +344,7 @@ def _inner_of_vectors(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     size = (vector_norm(x, dim=2) * vector_norm(g, dim=2)).sum(1)
     if x.shape[1] == 1:
         return size, size
+    x, g = x.double(), g.double()  # rows may cancel; see `_inner_of_rows`
     square = (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
     return square.clamp_(min=0.0).sqrt_(), size
 
@@ -367,8 +368,10 @@ def _inner_of_rows(
 
     Each is the sum over two positions of <patch, patch'> <output gradient, output gradient'>.
     Those of patches follow from those of pixels: one shifted addition per kernel column, then
-    one per kernel row. Pixels of the padding are 0 and left out.
+    one per kernel row. Pixels of the padding are 0 and left out. In float64: the products may
+    cancel, and in float32 the error of a long sum is larger than any slack that costs nothing.
     """
+    x, g, x2, g2 = x.double(), g.double(), x2.double(), g2.double()
     (sh, sw), (dh, dw), (ph, pw) = (
         layer.stride,
         layer.dilation,

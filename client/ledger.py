@@ -209,7 +209,7 @@ class Ledger:
                     "releases": term.releases,
                     "patients": None
                     if patients is None
-                    else self._stored(terms[purpose], digest, patients.get(purpose, ())),
+                    else self._stored(terms[purpose], digest, purpose, patients.get(purpose, ())),
                 }
                 for purpose, term in rest.items()
             }
@@ -230,7 +230,7 @@ class Ledger:
         """Who of some patients could take part in a study. Private."""
         with self._reading():
             return {
-                purpose: self._affording(term, digest, patients.get(purpose, ()))
+                purpose: self._affording(term, digest, purpose, patients.get(purpose, ()))
                 for purpose, term in terms.items()
             }
 
@@ -261,8 +261,8 @@ class Ledger:
             members = approval.members[purpose]
             if members is None:
                 return None
-            whole = self._whole(digest, purpose)
-            return self._affording(whole, digest, members, before=approval.sequence)
+            whole = self._whole(approval, purpose)
+            return self._affording(whole, digest, purpose, members, before=approval.sequence)
 
     def withdraw(self, digest: str, reason: str) -> None:
         """End a study here: nothing more is released; what was spent stays spent.
@@ -523,6 +523,7 @@ class Ledger:
         self,
         whole: Term,
         digest: str,
+        purpose: Purpose,
         patients: Collection[Pseudonym],
         *,
         before: int | None = None,
@@ -531,34 +532,45 @@ class Ledger:
 
         Args:
             whole: The study's whole schedule. It was fixed before its first release; that the
-                study was withdrawn and approved again changes nothing of it.
+                study was withdrawn and approved again, at the same cost, changes nothing of it.
             digest: Of the study.
+            purpose: What the schedule is for.
             patients: Whom to choose from.
             before: Look only at approvals older than this one.
         """
         ceiling, charges = self._ceiling(), self._state.charges()
-        same = {a.sequence for a in self._state.approvals.values() if a.digest == digest}
+        same = {(a.sequence, purpose) for a in self._same(digest, purpose, whole.cost)}
         known = groups(self._state.members(before=before))
         answers: dict[tuple[tuple[int, Purpose], ...], bool] = {}
 
         def can(patient: Pseudonym) -> bool:
             keys = known.get(patient, ())
             if keys not in answers:
-                earlier = [charges[key] for key in keys if key[0] not in same]
+                earlier = [charges[key] for key in keys if key not in same]
                 answers[keys] = affordable(earlier, whole, ceiling)
             return answers[keys]
 
         return frozenset(p for p in patients if p not in self._state.excluded and can(p))
 
-    def _stored(self, whole: Term, digest: str, patients: Collection[Pseudonym]) -> str:
-        return self._file.store_set(packed(self._affording(whole, digest, patients)))
+    def _stored(
+        self, whole: Term, digest: str, purpose: Purpose, patients: Collection[Pseudonym]
+    ) -> str:
+        return self._file.store_set(packed(self._affording(whole, digest, purpose, patients)))
 
-    def _whole(self, digest: str, purpose: Purpose) -> Term:
-        """The whole schedule of a study that was approved, perhaps more than once."""
-        first = next(
-            a for a in self._state.approvals.values() if a.digest == digest and purpose in a.terms
-        )
-        return first.terms[purpose]
+    def _same(self, digest: str, purpose: Purpose, cost: Spend | None) -> list[Approval]:
+        """The approvals of one schedule, given perhaps more than once, in order."""
+        return [
+            approval
+            for approval in self._state.approvals.values()
+            if approval.digest == digest
+            and purpose in approval.terms
+            and approval.terms[purpose].cost == cost
+        ]
+
+    def _whole(self, approval: Approval, purpose: Purpose) -> Term:
+        """The whole schedule that an approval may give the rest of."""
+        cost = approval.terms[purpose].cost
+        return self._same(approval.digest, purpose, cost)[0].terms[purpose]
 
     def _drop_old_payloads(self, key: RoundKey) -> None:
         """Keep the last few of a study: the server has gone on from the older ones."""

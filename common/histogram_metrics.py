@@ -102,7 +102,7 @@ def histogram_figures(
 
     Example:
         >>> counts = np.array([[[90.0, 10, 0, 0, 0], [0, 0, 0, 20, 80]]])
-        >>> figures = histogram_figures(counts, 0.5, threshold=0.6)
+        >>> figures = histogram_figures(counts, 0.5, threshold=0.881)
         >>> figures["sensitivity_noised"].interval.value
         1.0
     """
