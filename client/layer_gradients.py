@@ -328,8 +328,9 @@ def _ghost_is_cheaper(layer: nn.Conv2d, x: Tensor, g: Tensor, scans_per_patient:
     """Compare the costs per patient, in multiplications, of the two ways.
 
     The constants are measured on the CPU: inner products, in float64, run at a fifth of the speed
-    of a weight gradient, forming one for each patient takes a third longer than for all together, and each
-    number of it costs as much as 50 multiplications. Reads shapes and public numbers only.
+    of a weight gradient, forming one for each patient takes a third longer than for all together,
+    and each number of it costs as much as 50 multiplications. Reads shapes and public numbers
+    only.
     """
     positions, outputs, weights = g.shape[2:].numel(), len(layer.weight), layer.weight[0].numel()
     pixels, additions = x.shape[2:].numel(), 4 * sum(layer.kernel_size)

@@ -286,7 +286,7 @@ def _deflated(meta: FileMetaDataset, content: bytes) -> Dataset:
 
 def _check_pixels(dataset: Dataset, header: ImageHeader) -> None:
     """Compare the pixel data with the header: its length, or the size its codestream states."""
-    pixels = dataset.PixelData
+    pixels = element(dataset, "PixelData")
     if not isinstance(pixels, bytes):
         raise RefusedScanError(Reason.NO_PIXELS)
     syntax = dataset.file_meta.TransferSyntaxUID

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medfed.deploy.cli import scans_pull
+from medfed.deploy.cli import scans_import, scans_pull
 from medfed.deploy.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
     from medfed.client.scans.deidentify import Outcome
 
 scans_app = typer.Typer(
-    help="Commands for a hospital's scans: pull, deidentify.", no_args_is_help=True
+    help="Commands for a hospital's scans: import, pull, deidentify.", no_args_is_help=True
 )
 
 
@@ -29,6 +29,7 @@ class Dates(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands for scans to the program."""
+    scans_import.register(scans_app)
     scans_pull.register(scans_app)
     app.add_typer(scans_app, name="scans")
 

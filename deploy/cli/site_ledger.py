@@ -279,7 +279,8 @@ def witness(
     typer.echo(
         f"Site {site.name}: {site.witness} now remembers entry {done.head.sequence}. "
         f"{done.ended} approvals ended and count as wholly spent; what was approved after this "
-        "ledger was copied\nis not known, so your data board decides about those patients;\nexclude again whom you excluded since.\n"
+        "ledger was copied\nis not known, so your data board decides about those patients;\n"
+        "exclude again whom you excluded since.\n"
         "Next step: if a coordinator's server refuses the ledger as older than it remembers, the "
         "coordinator runs\n`medfed enrol approve SITE.pub --replace`."
     )
