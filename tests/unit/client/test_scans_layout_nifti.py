@@ -145,7 +145,7 @@ HUGE = header(dim=(40, "<8h", (3, 30000, 30000, 30000, 1, 1, 1, 1)))
     ("content", "reason"),
     [
         (HUGE, Reason.PIXEL_LIMIT),
-        (gzip.compress(HUGE), Reason.PIXEL_LIMIT),
+        (gzip.compress(HUGE, mtime=0), Reason.PIXEL_LIMIT),
         (header(dim=(40, "<8h", (3, -4, 4, 4, 1, 1, 1, 1))), None),
         (header(dim=(40, "<8h", (3, 0, 4, 4, 1, 1, 1, 1))), None),
         (header(dim=(40, "<8h", (3, 400, 400, 4, 1, 1, 1, 1))), Reason.DECODE),  # too short
@@ -157,8 +157,8 @@ HUGE = header(dim=(40, "<8h", (3, 30000, 30000, 30000, 1, 1, 1, 1)))
         (header(affine=(280, "<12f", (0.0,) * 12)), None),
         (b"", Reason.NOT_NIFTI),
         (b"\x1f\x8b", Reason.DECODE),
-        (gzip.compress(b"no volume"), Reason.NOT_NIFTI),
-        (gzip.compress(header())[:-20], Reason.DECODE),
+        (gzip.compress(b"no volume", mtime=0), Reason.NOT_NIFTI),
+        (gzip.compress(header(), mtime=0)[:-20], Reason.DECODE),
         (b"Doe" * 999, Reason.NOT_NIFTI),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_volume_that_inflates_above_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.nii.gz"
-    path.write_bytes(gzip.compress(bytes(5000)) + gzip.compress(bytes(5000)))
+    path.write_bytes(gzip.compress(bytes(5000), mtime=0) + gzip.compress(bytes(5000), mtime=0))
     monkeypatch.setattr(volumes, "MAX_FILE_BYTES", 9999)
 
     assert refusal(path) is Reason.TOO_LARGE
