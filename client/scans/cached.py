@@ -12,24 +12,21 @@ from medfed.client.scans.cache_records import DamagedRecordsError
 from medfed.client.scans.entries import ScanRead
 from medfed.client.scans.import_reader import Unsteady, state_of
 from medfed.client.scans.importing import Progress, import_scans
-from medfed.client.scans.layouts.layout import Entry, Index, SourceRules, nothing_left
+from medfed.client.scans.layouts.layout import Entry, Index, nothing_left
 from medfed.client.scans.patients import Pseudonymise
-from medfed.client.scans.read import AS_WRITTEN, BY_SIGHT, index_scans
+from medfed.client.scans.read import index_scans
 from medfed.client.scans.recipe import recipe_of
 from medfed.client.scans.refusals import Reason
 from medfed.client.scans.scanset import ScanSet
-from medfed.common.findings import Findings
 from medfed.common.study import Scans, Study
 
 if TYPE_CHECKING:
     from medfed.client.site_root import SiteRoot
 
 
-def index_of(
-    site: SiteRoot, study: Study, findings: Findings = AS_WRITTEN, rules: SourceRules = BY_SIGHT
-) -> Index:
-    """The one place that knows where a site's index comes from. Errors as ``index_scans``."""
-    return index_scans(site.scans, study, findings=findings, rules=rules)
+def index_of(site: SiteRoot, study: Study) -> Index:
+    """A site's index, as ``site.toml`` and the study say. Errors as ``index_scans``."""
+    return index_scans(site.scans, study, rules=site.settings.scans)
 
 
 def open_cache(site: SiteRoot, scans: Scans) -> ScanCache:
@@ -49,8 +46,6 @@ def cached_scans(
     study: Study,
     *,
     pseudonymise: Pseudonymise | None = None,
-    findings: Findings = AS_WRITTEN,
-    rules: SourceRules = BY_SIGHT,
     on_progress: Progress | None = None,
 ) -> ScanSet:
     """Read a site's scans through its cache, which is brought up to date first.
@@ -62,7 +57,7 @@ def cached_scans(
         from black to white; pictures of 8 or 16 bits that need no resizing, to the bit where the
         study does not normalise. A damaged record is read anew from its file.
     """
-    index = index_of(site, study, findings, rules)
+    index = index_of(site, study)
     with open_cache(site, study.scans) as cache:
         import_scans(index, study.scans, cache, on_progress=on_progress)
         try:

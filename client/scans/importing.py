@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
 from medfed.client.scans.cache import REFUSED, ScanCache, Source
 from medfed.client.scans.decoding import Decoding, DecodingFailure, DecodingLimits
@@ -36,9 +36,6 @@ from medfed.client.scans.recipe import recipe_of
 from medfed.client.scans.refusals import Reason
 from medfed.common.errors import ScanError
 from medfed.common.study import Scans
-
-if TYPE_CHECKING:
-    pass
 
 COMMIT_SCANS: Final = 512
 COMMIT_S: Final = 2.0

@@ -12,11 +12,8 @@ from medfed.client.scans.layouts.layout import Entry, Index, SourceRules, nothin
 from medfed.client.scans.patients import Pseudonymise
 from medfed.client.scans.refusals import RefusedScanError
 from medfed.client.scans.scanset import ScanSet
-from medfed.common.findings import Findings
 from medfed.common.study import Study
 
-AS_WRITTEN: Final = Findings()
-"""A finding means the label of the same text."""
 BY_SIGHT: Final = SourceRules()
 """The layout is the one that fits, with nothing said about it."""
 
@@ -26,7 +23,6 @@ def read_scans(
     study: Study,
     *,
     pseudonymise: Pseudonymise | None = None,
-    findings: Findings | None = None,
     rules: SourceRules = BY_SIGHT,
 ) -> ScanSet:
     """Read the scans of a site as the study says.
@@ -37,9 +33,9 @@ def read_scans(
 
     Args:
         source: A folder in one of the layouts of ``layouts/detect.py``, or an ``.npz`` file.
-        study: Labels, split, privacy unit and how a scan becomes a tensor.
+        study: Labels and the findings that mean them, split, privacy unit and how a scan becomes
+            a tensor.
         pseudonymise: How the ledger names patients; None: it does not (simulation).
-        findings: What of the source means which label; None: as the study says.
         rules: What the site says of its own scans.
 
     Returns:
@@ -55,7 +51,7 @@ def read_scans(
         The result does not depend on the order of files on disk, and the same files give the
         same bits with the same libraries. A patient is never in two parts.
     """
-    index = index_scans(source, study, findings=findings, rules=rules)
+    index = index_scans(source, study, rules=rules)
     reader = EntryReader(index, study.scans)
     read: list[ScanRead] = []
     used: list[Entry] = []
@@ -85,12 +81,10 @@ def index_scans(
     source: Path,
     study: Study,
     *,
-    findings: Findings | None = None,
     rules: SourceRules = BY_SIGHT,
 ) -> Index:
     """Say which scans there are, without reading a pixel.
 
     Args and errors are those of ``read_scans``; the index is private.
     """
-    meaning = study.task.findings if findings is None else findings
-    return layout_of(source, rules.layout).index(source, study, meaning, rules)
+    return layout_of(source, rules.layout).index(source, study, rules)

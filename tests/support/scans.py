@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
+from medfed.common.findings import Findings
 from medfed.common.study import Study, parse_study
 from medfed.simulations.dicom_objects import derived_uid, image_object, write_object
 
@@ -64,6 +65,11 @@ def study_of(
         split=split,
     )
     return parse_study(text)
+
+
+def mapping(study: Study, findings: Findings) -> Study:
+    """The same study, with its own words for what a data source found."""
+    return study.model_copy(update={"task": study.task.model_copy(update={"findings": findings})})
 
 
 def scan_object(

@@ -27,14 +27,13 @@ from medfed.client.scans.layouts.layout import (
 from medfed.client.scans.layouts.tables import Line, Table, read_text
 from medfed.client.scans.scanset import TEST, TRAIN, Part
 from medfed.common.errors import ScanError
-from medfed.common.findings import Findings
 from medfed.common.study import Study
 
 TABLES: Final = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 LISTS: Final = {"train_val_list.txt": TRAIN, "test_list.txt": TEST}
 
 
-def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRules) -> Index:
+def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     """Index the pictures that the table names.
 
     Raises:
@@ -43,7 +42,7 @@ def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRule
     """
     table = Table(folder / next((name for name in TABLES if (folder / name).exists()), TABLES[-1]))
     table.need("Image Index", "Finding Labels", "Patient ID")
-    collector = Collector("chestxray14", folder, study, findings)
+    collector = Collector("chestxray14", folder, study)
     files, parts = Named(folder.resolve(), PICTURES), _parts(folder)
     for line in table.lines():
         _take(line, collector, files, parts if study.split.rule == "given" else {})

@@ -28,7 +28,6 @@ from medfed.client.scans.layouts.layout import (
 )
 from medfed.client.scans.layouts.tables import Line, Table
 from medfed.client.scans.scanset import TEST, TRAIN, VALIDATION, Part
-from medfed.common.findings import Findings
 from medfed.common.study import Study
 
 TABLES: Final = {"train.csv": TRAIN, "valid.csv": VALIDATION, "test.csv": TEST}
@@ -52,13 +51,13 @@ _STATES: Final = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "": 0, "-1": -1, "-1.0": -
 _PATIENT: Final = re.compile(r"patient\d+")
 
 
-def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRules) -> Index:
+def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     """Index the pictures that the tables name.
 
     Raises:
         ScanError: a table cannot be read or has no column of a finding, or no picture is left.
     """
-    collector = Collector("chexpert", folder, study, findings)
+    collector = Collector("chexpert", folder, study)
     for name, part in TABLES.items():
         if (folder / name).exists() or name == "train.csv":
             table = Table(folder / name)

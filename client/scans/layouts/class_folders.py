@@ -25,7 +25,6 @@ from medfed.client.scans.layouts.layout import (
     SourceRules,
 )
 from medfed.client.scans.scanset import PARTS
-from medfed.common.findings import Findings
 from medfed.common.study import Study
 
 PART_FOLDERS: Final = {**PARTS, "val": PARTS["validation"], "valid": PARTS["validation"]}
@@ -37,13 +36,13 @@ PatientOf = Callable[[str], str | None]
 """Path of a picture -> its patient; None: the rule finds none. Both private."""
 
 
-def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRules) -> Index:
+def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     """Index the pictures below a folder.
 
     Raises:
         ScanError: no picture has a label.
     """
-    collector = Collector("class-folders", folder, study, findings)
+    collector = Collector("class-folders", folder, study)
     patient_of = patient_rule(rules.patient)
     for file in walk(folder.resolve()):
         folders = file.split("/")[:-1]

@@ -38,7 +38,7 @@ from medfed.client.scans.layouts.layout import (
 from medfed.client.scans.layouts.tables import Line, Table
 from medfed.client.scans.scanset import PARTS
 from medfed.common.errors import ScanError
-from medfed.common.findings import Findings, LabelRule, Unlabelled
+from medfed.common.findings import LabelRule, Unlabelled
 from medfed.common.study import Study
 
 WORKLIST: Final = "worklist.csv"
@@ -76,7 +76,7 @@ class _Row(NamedTuple):
         return f"_Row(line={self.line})"
 
 
-def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRules) -> Index:
+def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     """Read and check the worklist; files are opened only to match them by their headers.
 
     Raises:
@@ -84,14 +84,14 @@ def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRule
     """
     table = _opened(folder)
     columns = _columns(table, study, rules)
-    rule = findings.rule_for(study.task.labels)
+    rule = study.task.findings.rule_for(study.task.labels)
     rows = [_row(table, line, columns, rule, study) for line in table.lines()]
     if not rows:
         raise ScanError(
             f"{folder}: {WORKLIST} names no scan.",
             advice=f"write one line per scan into it, under the columns {columns.key}, label.",
         )
-    collector = Collector("dicom-worklist", folder, study, findings)
+    collector = Collector("dicom-worklist", folder, study)
     if columns.join == "file":
         _add_named(table, folder.resolve(), rows, collector)
     else:

@@ -34,7 +34,6 @@ from medfed.client.scans.layouts.layout import (
 from medfed.client.scans.layouts.tables import Line, Table
 from medfed.client.scans.scanset import PARTS, Part
 from medfed.common.errors import ScanError
-from medfed.common.findings import Findings
 from medfed.common.study import Study
 
 TRUTH: Final = re.compile(r"(?i).*groundtruth.*\.csv|ham10000_metadata(\.csv)?")
@@ -55,7 +54,7 @@ class Whose(NamedTuple):
         return "Whose()"
 
 
-def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRules) -> Index:
+def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     """Index the pictures that the ground truth names.
 
     Raises:
@@ -72,7 +71,7 @@ def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRule
     for name in names:
         if OTHERS.fullmatch(name) or name in truths:
             _read_whose(Table(folder / name), whose)
-    collector = Collector("isic", folder, study, findings)
+    collector = Collector("isic", folder, study)
     files = Named(folder.resolve(), PICTURES)
     for name in truths:
         _read_truth(Table(folder / name), part_of(name), collector, files, whose)

@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 from pydantic import AfterValidator
 
 from medfed.common.errors import ScanError
-from medfed.common.findings import Findings, Unlabelled
+from medfed.common.findings import Unlabelled
 from medfed.common.strict_toml import StrictTable
 from medfed.common.study import Study
 
@@ -120,7 +120,7 @@ class Index:
     unit: str = "patient"
 
 
-MakeIndex = Callable[[Path, Study, Findings, SourceRules], Index]
+MakeIndex = Callable[[Path, Study, SourceRules], Index]
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,12 @@ class Collector:
     Args:
         layout: Its name.
         folder: The scans folder.
-        study: Its labels.
-        findings: What means which label.
+        study: Its labels, and which findings mean which.
     """
 
-    def __init__(self, layout: LayoutName, folder: Path, study: Study, findings: Findings) -> None:
+    def __init__(self, layout: LayoutName, folder: Path, study: Study) -> None:
         self._layout, self._folder = layout, folder
-        self._rule = findings.rule_for(study.task.labels)
+        self._rule = study.task.findings.rule_for(study.task.labels)
         self._entries: dict[tuple[str, int | None], Entry] = {}
         self._contradicted: set[tuple[str, int | None]] = set()
         self.refused: Counter[str] = Counter()

@@ -13,15 +13,14 @@ from medfed.client.scans.layouts.files import ARRAYS, has_ending
 from medfed.client.scans.layouts.layout import Entry, Index, Layout, SourceRules
 from medfed.client.scans.npz import index_pictures
 from medfed.common.errors import ScanError
-from medfed.common.findings import Findings
 from medfed.common.study import Study
 
 
-def make_index(source: Path, study: Study, findings: Findings, rules: SourceRules) -> Index:
+def make_index(source: Path, study: Study, rules: SourceRules) -> Index:
     """Index the pictures of an ``.npz`` file, or of the only one in a folder.
 
     Raises:
-        ScanError: as ``index_pictures``; or the study asks for a spacing, or maps findings.
+        ScanError: as ``index_pictures``; or the study asks for a spacing.
     """
     path = source if has_ending(source.name, ARRAYS) else _only_one(source)
     if study.scans.spacing_mm is not None:

@@ -29,14 +29,13 @@ from medfed.client.scans.layouts.layout import (
 from medfed.client.scans.layouts.tables import Line, Table
 from medfed.client.scans.scanset import PARTS
 from medfed.client.scans.volumes import need_nibabel
-from medfed.common.findings import Findings
 from medfed.common.study import Study
 
 TABLE: Final = "participants.tsv"
 LABEL_COLUMNS: Final = ("label", "diagnosis", "group")
 
 
-def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRules) -> Index:
+def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     """Index the volumes of the participants.
 
     Raises:
@@ -51,7 +50,7 @@ def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRule
         table.need("participant_id", wanted[0])
     given = study.split.rule == "given"
     table.need("participant_id", *(["split"] if given else []))
-    collector = Collector("nifti", folder, study, findings)
+    collector = Collector("nifti", folder, study)
     volumes = _volumes(folder.resolve())
     seen: set[str] = set()
     for line in table.lines():

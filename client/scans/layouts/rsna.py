@@ -27,7 +27,6 @@ from medfed.client.scans.layouts.layout import (
     SourceRules,
 )
 from medfed.client.scans.layouts.tables import Table
-from medfed.common.findings import Findings
 from medfed.common.study import Study
 
 TABLE: Final = "stage_2_train_labels.csv"
@@ -35,13 +34,13 @@ CLASSES: Final = "stage_2_detailed_class_info.csv"
 _ENDINGS: Final = (".dcm", ".png", ".jpg")
 
 
-def make_index(folder: Path, study: Study, findings: Findings, rules: SourceRules) -> Index:
+def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     """Index the pictures that the table names, each once.
 
     Raises:
         ScanError: a table cannot be read, or no picture is left.
     """
-    collector = Collector("rsna", folder, study, findings)
+    collector = Collector("rsna", folder, study)
     found = _targets(folder, collector)
     for patient, detailed in _classes(folder).items():
         if patient in found:

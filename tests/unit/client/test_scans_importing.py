@@ -28,12 +28,13 @@ from medfed.client.scans.layouts.layout import Entry, Index
 from medfed.client.scans.read import read_scans
 from medfed.client.scans.recipe import recipe_of
 from medfed.client.scans.scanset import ScanSet
-from medfed.client.site_root import SiteRoot
+from medfed.client.site_root import SiteRoot, open_site
 from medfed.common.errors import ScanError
+from medfed.common.findings import Findings
 from medfed.common.study import Study
 from tests.support.hostile_readers import changing_read, logging_read
 from tests.support.misbehaving import let_children_import_tests
-from tests.support.scans import HASH, random_pixels, study_of, write_list, write_scan
+from tests.support.scans import HASH, mapping, random_pixels, study_of, write_list, write_scan
 from tests.support.sites import make_site, write_scans
 
 OLD = 1_500_000_000
@@ -99,6 +100,19 @@ def test_cached_scans_are_the_scans_to_the_bit(site: SiteRoot) -> None:
     assert direct.unit == "patient"
     assert_same(cached_scans(site, STUDY, pseudonymise=name_of), direct)
     assert_same(cached_scans(site, STUDY, pseudonymise=name_of), direct)  # from the cache
+
+
+def test_an_import_follows_what_the_site_and_the_study_say_of_the_scans(site: SiteRoot) -> None:
+    # It went by the folder's looks, and by labels as they are written, whatever site.toml said.
+    (site.scans / "worklist.csv").write_text("file,diagnosis\n0.dcm,J18.9\n2.dcm,Z00\n")
+    toml = site.folder / "site.toml"
+    folder = f'folder = "{site.scans}"\n'
+    toml.write_text(toml.read_text().replace(folder, f'{folder}label_column = "diagnosis"\n'))
+    study = mapping(STUDY, Findings(means={"opacity": ("J18.9",)}, rest="normal"))
+
+    scans = cached_scans(open_site(site.folder), study)
+
+    assert scans.labels.tolist() == [1, 0]
 
 
 def test_an_npz_is_imported_picture_by_picture(tmp_path: Path) -> None:

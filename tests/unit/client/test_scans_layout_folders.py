@@ -15,7 +15,7 @@ from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.client.scans.scanset import TEST, TRAIN, VALIDATION
 from medfed.common.errors import ScanError
 from medfed.common.findings import Findings, Unlabelled
-from tests.support.scans import HASH, random_pixels, study_of, write_scan
+from tests.support.scans import HASH, mapping, random_pixels, study_of, write_scan
 
 PERSON = SourceRules(patient=r"person(\d+)_")
 
@@ -130,7 +130,7 @@ def test_when_no_folder_is_a_label_the_study_s_map_is_the_next_step(tmp_path: Pa
     with pytest.raises(ScanError, match=r"none of the 2 files(.|\n)*findings\.means"):
         read_scans(tmp_path, study)
     findings = Findings(means={"normal": ("NORMAL",), "opacity": ("PNEUMONIA",)})
-    assert read_scans(tmp_path, study, findings=findings).labels.tolist() == [0, 1]
+    assert read_scans(tmp_path, mapping(study, findings)).labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("rule", ["(", "person", r"(a)(b)", "Parent"])

@@ -16,7 +16,7 @@ from medfed.client.scans.scanset import TEST, TRAIN, VALIDATION
 from medfed.common.errors import ScanError
 from medfed.common.findings import Findings, Unlabelled
 from medfed.common.study import Study
-from tests.support.scans import GIVEN, HASH, random_pixels, study_of, write_scan
+from tests.support.scans import GIVEN, HASH, mapping, random_pixels, study_of, write_scan
 
 
 def pictures(folder: Path, *names: str) -> None:
@@ -254,7 +254,7 @@ def test_chexpert_s_uncertain_labels_count_as_the_policy_says(
         {"means": {"opacity": ("Pneumonia",)}, "rest": "normal", "uncertain": policy}
     )
 
-    index = index_scans(tmp_path, study_of(split=HASH), findings=findings)
+    index = index_scans(tmp_path, mapping(study_of(split=HASH), findings))
 
     assert ([entry.label for entry in index.entries], index.refused) == (labels, refused)
 
@@ -317,7 +317,7 @@ def test_an_rsna_picture_with_several_boxes_is_one_scan(tmp_path: Path) -> None:
         write_scan(path, random_pixels(number), patient_id="anonymous")
     rsna(tmp_path, "a 1", "b 0", "a 1", "c 0", "c 1", "c 0", "gone 1", "a x", "a 2")
 
-    scans = read_scans(tmp_path, study_of(split=HASH), findings=TARGET)
+    scans = read_scans(tmp_path, mapping(study_of(split=HASH), TARGET))
 
     assert scans.labels.tolist() == [1, 0, 1]
     assert (scans.patients, scans.unit) == (3, "patient")
@@ -334,7 +334,7 @@ def test_rsna_s_detailed_classes_are_findings_too(tmp_path: Path) -> None:
     )
     findings = Findings(means={"normal": ("Normal",), "opacity": ("Lung Opacity",)})
 
-    index = index_scans(tmp_path, study_of(split=HASH), findings=findings)
+    index = index_scans(tmp_path, mapping(study_of(split=HASH), findings))
 
     assert found(index) == [("a.png", 1, "a", None), ("b.png", 0, "b", None)]
     assert index.refused == {Unlabelled.NONE: 1}
@@ -408,7 +408,7 @@ def test_one_picture_without_patient_makes_the_isic_claim_the_weaker_one(tmp_pat
     )
     findings = Findings(means={"NV": ("benign",), "MEL": ("malignant",)})
 
-    index = index_scans(tmp_path, isic_study(), findings=findings)
+    index = index_scans(tmp_path, mapping(isic_study(), findings))
 
     assert found(index) == [("I_0.jpg", 0, "P0", None), ("I_1.jpg", 1, "L1", None)]
     assert index.unit == "image"
@@ -418,7 +418,7 @@ def test_ham10000_metadata_is_ground_truth(tmp_path: Path) -> None:
     pictures(tmp_path, "HAM10000_images_part_1/I_0.jpg")
     table(tmp_path / "HAM10000_metadata.csv", ["lesion_id,image_id,dx,dx_type", "L0,I_0,mel,histo"])
 
-    index = index_scans(tmp_path, isic_study(), findings=Findings(means={"MEL": ("mel",)}))
+    index = index_scans(tmp_path, mapping(isic_study(), Findings(means={"MEL": ("mel",)})))
 
     assert found(index) == [("HAM10000_images_part_1/I_0.jpg", 1, "L0", None)]
 

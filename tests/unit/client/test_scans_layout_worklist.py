@@ -17,7 +17,15 @@ from medfed.client.scans.refusals import Reason
 from medfed.client.scans.scanset import TEST, TRAIN
 from medfed.common.errors import ScanError
 from medfed.common.findings import Findings
-from tests.support.scans import HASH, random_pixels, scan_object, study_of, write_list, write_scan
+from tests.support.scans import (
+    HASH,
+    mapping,
+    random_pixels,
+    scan_object,
+    study_of,
+    write_list,
+    write_scan,
+)
 
 ELEMENTS = {
     "sop_uid": "SOPInstanceUID",
@@ -132,7 +140,7 @@ def test_the_study_s_findings_map_the_list_s_labels(tmp_path: Path) -> None:
     write_list(tmp_path, [("1", "J18.9"), ("2", "Z00")], "accession", "label")
     findings = Findings(means={"opacity": ("J18.9",)}, rest="normal")
 
-    scans = read_scans(tmp_path, study_of(split=HASH), findings=findings)
+    scans = read_scans(tmp_path, mapping(study_of(split=HASH), findings))
 
     assert scans.labels.tolist() == [1, 0]
 
