@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medfed.client.scans.patients import PseudonymKey
 from medfed.client.scans.read import read_scans
-from medfed.client.scans.scanset import TEST, TRAIN, VALIDATION, Part, ScanSet
+from medfed.client.scans.scanset import PARTS, ScanSet
 from medfed.client.site_root import Policy, SiteRoot, open_ledger
 from medfed.common.errors import ApprovalError, ConfigError, ScanError
 from medfed.common.privacy.mechanism import dearest_epsilon
-from medfed.common.privacy.terms import Purpose, terms_of
+from medfed.common.privacy.terms import PURPOSES, Purpose, terms_of
 from medfed.common.study import Study, study_from_canonical
 from medfed.common.trust.private_files import write_private
 
@@ -68,11 +69,8 @@ def approve(site: SiteRoot, study: Study) -> Approval:
     epsilon = dearest_epsilon(study, member)
     check_policy(site.settings.policy, study, epsilon, source=source)
     patients = patients_by_part(scans_of_patients(site, study))
-    ledger = open_ledger(site)
-    try:
+    with closing(open_ledger(site)) as ledger:
         given = ledger.approve(study.digest, study.name, terms_of(study, member), patients)
-    finally:
-        ledger.close()
     file = _file_of(site, study.digest)
     write_private(file, study.canonical(), replace=True)
     eligible = (len(given.members.get("train") or ()), len(patients["train"]))
@@ -86,18 +84,14 @@ def withdraw(site: SiteRoot, digest: str) -> None:
         ApprovalError: the study is not approved here.
         LedgerError: the ledger cannot be trusted or written.
     """
-    ledger = open_ledger(site)
-    try:
+    with closing(open_ledger(site)) as ledger:
         ledger.withdraw(digest, "the site's admin withdrew")
-    finally:
-        ledger.close()
     _file_of(site, digest).unlink(missing_ok=True)
 
 
 def patients_by_part(scans: ScanSet) -> dict[Purpose, frozenset[bytes]]:
     """The pseudonyms of the patients of each part. Private."""
-    parts: dict[Purpose, Part] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-    return {name: frozenset(scans.part_of(part).pseudonyms) for name, part in parts.items()}
+    return {name: scans.pseudonyms_in(PARTS[name]) for name in PURPOSES}
 
 
 def check_policy(policy: Policy, study: Study, epsilon: float, *, source: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +100,8 @@ def budget_of(site: SiteRoot) -> Budget:
     Raises:
         LedgerError: the ledger cannot be trusted.
     """
-    ledger, ceiling = open_ledger(site), ceiling_of(site)
-    try:
+    ceiling = ceiling_of(site)
+    with closing(open_ledger(site)) as ledger:
         exposures = ledger.exposures()
         return Budget(
             ceiling=ceiling,
@@ -115,8 +116,6 @@ def budget_of(site: SiteRoot) -> Budget:
                 for purpose in approval.terms
             ),
         )
-    finally:
-        ledger.close()
 
 
 def policy_refusal(site: SiteRoot, study: Study) -> str:
@@ -139,11 +138,8 @@ def plan_for(site: SiteRoot, study: Study) -> tuple[PlannedPurpose, ...]:
     """
     terms, ceiling = terms_of(study, study.site_named(site.name)), ceiling_of(site)
     patients = patients_by_part(scans_of_patients(site, study))
-    ledger = open_ledger(site)
-    try:
+    with closing(open_ledger(site)) as ledger:
         eligible = ledger.who_can_afford(study.digest, terms, patients)
-    finally:
-        ledger.close()
     return tuple(
         PlannedPurpose(
             purpose,

@@ -26,7 +26,7 @@ from medfed.common.errors import TrustError, UpdateRejectedError
 from medfed.common.privacy.mechanism import dearest_epsilon
 from medfed.common.privacy.terms import PURPOSES, Purpose
 from medfed.common.study import Study
-from medfed.common.trust.ledger_head import Head
+from medfed.common.trust.ledger_head import Head, head_from
 
 app = ClientApp()
 
@@ -107,8 +107,7 @@ def _known_head(content: RecordDict) -> Head | None:
     """The head of this site's ledger that the server remembers, if it remembers one."""
     if "head" not in content.config_records:
         return None
-    head = content.config_records["head"]
-    return Head(int(str(head["sequence"])), str(head["hash"]), str(head["signature"]))
+    return head_from(content.config_records["head"])
 
 
 def permitted_study(root: Path, digest: str) -> Study:

@@ -299,10 +299,10 @@ class Ledger:
         with self._reading():
             return len(self._state.excluded)
 
-    def knows(self, patients: Collection[Pseudonym]) -> int:
-        """How many of some patients any approval made eligible. Private."""
+    def known(self, patients: Collection[Pseudonym]) -> frozenset[Pseudonym]:
+        """Those of some patients whom any approval made eligible. Private."""
         with self._reading():
-            return len(groups(self._state.members()).keys() & set(patients))
+            return frozenset().union(*self._state.members().values()) & frozenset(patients)
 
     # ---- paying ----------------------------------------------------------------------------------
     def paid(self, key: RoundKey) -> tuple[bytes, Receipt] | None:

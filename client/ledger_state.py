@@ -11,11 +11,11 @@ from typing import Any
 
 from medfed.client.exposure import Charge, Pseudonym
 from medfed.client.ledger_file import Entry
+from medfed.client.scans.patients import PSEUDONYM_BYTES
 from medfed.common.errors import LedgerError
 from medfed.common.privacy.accounting import Spend
 from medfed.common.privacy.terms import Purpose, Term, Terms
 
-PSEUDONYM_BYTES = 16
 EVERYONE: frozenset[Pseudonym] = frozenset([bytes(PSEUDONYM_BYTES)])
 """Stands for all patients of a simulated site, which have no names."""
 

@@ -32,7 +32,8 @@ from medfed.client.scans.patients import PseudonymKey
 from medfed.client.witness import Witness, default_witness
 from medfed.common.errors import ConfigError, MedfedError
 from medfed.common.strict_toml import StrictTable, read_strict
-from medfed.common.study import ArrayName, SiteName
+from medfed.common.study import SiteName
+from medfed.common.study_scans import ArrayName
 from medfed.common.trust.certificates import read_authority
 from medfed.common.trust.keys import new_node_key
 from medfed.common.trust.ledger_head import Head, HeadSigner

@@ -9,18 +9,15 @@ does not hold is noted here too, in dispute.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from medfed.common.errors import ConfigError, LedgerError
-from medfed.common.files import write_atomically
-from medfed.common.trust.ledger_head import Head
+from medfed.common.files import alone, write_atomically
+from medfed.common.trust.ledger_head import Head, head_from
 from medfed.common.trust.private_files import private_folder
 
 
@@ -53,7 +50,7 @@ class Witness:
         """
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            return tuple(_head(entry) for entry in (found, *found["disputed"]))
+            return tuple(head_from(entry) for entry in (found, *found["disputed"]))
         except FileNotFoundError:
             return ()
         except (OSError, ValueError, OverflowError, RecursionError, KeyError, TypeError) as error:
@@ -83,7 +80,7 @@ class Witness:
         try:
             if not self.path.parent.is_dir():  # one that is there may be others' too: left as it is
                 private_folder(self.path.parent)
-            with self._alone():
+            with alone(self.path.with_name(f"{self.path.name}.lock")):
                 known = self.read()
                 wanted = change(known)
                 if wanted != known:
@@ -93,19 +90,6 @@ class Witness:
         except (OSError, ConfigError) as error:
             raise self._unusable(error) from error
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        handle = os.open(
-            self.path.with_name(f"{self.path.name}.lock"),
-            os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW,
-            0o600,
-        )
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
-
     def _unusable(self, error: Exception) -> LedgerError:
         return LedgerError(
             f"site {self._site!r}: the ledger's witness {self.path} cannot be read or written "
@@ -113,10 +97,6 @@ class Witness:
             advice="check the disk and who owns the file; site.toml, [ledger] witness, says "
             "where it lies.",
         )
-
-
-def _head(found: Mapping[str, Any]) -> Head:
-    return Head(int(found["sequence"]), str(found["hash"]), str(found["signature"]))
 
 
 def _sequence(head: Head) -> int:

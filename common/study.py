@@ -25,12 +25,12 @@ from medfed.common.findings import Findings
 from medfed.common.networks.names import check_network
 from medfed.common.privacy.score_bins import bin_from, inner_edges
 from medfed.common.strict_toml import StrictTable, read_strict
+from medfed.common.study_scans import Augmentation, Scans
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Label = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]{1,100}$")]
 """Printable: no control, direction, other format or unassigned character (Unicode C*)."""
-ArrayName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
 
@@ -72,34 +72,6 @@ class Task(StrictTable):
     def positive_index(self) -> int:
         """Index of the positive class in a two-class task."""
         return 1 if self.positive is None else self.labels.index(self.positive)
-
-
-class Scans(StrictTable):
-    """How a scan becomes a tensor. The same at every site; no constant comes from private data."""
-
-    size: Annotated[tuple[int, int], Field()]
-    """(rows, columns) of the tensor, in pixels; square."""
-    channels: Literal[1, 3]
-    intensity: Literal["window", "stored", "percentile"] = "window"
-    """``window``: the header's VOI window or LUT, else the stored range. ``stored``: the range of
-    the stored bits. ``percentile``: after the window, 0.5 to 99.5 % of the scan's own values."""
-    spacing_mm: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
-    """Resample to this pixel spacing, then crop or pad to ``size``; unset: resize to ``size``."""
-    mean: Annotated[float, Field(ge=-10.0, le=10.0)] = 0.0
-    std: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
-    """The tensor is ``(value in [0, 1] - mean) / std``: public constants, not site statistics."""
-    group_key: ArrayName | None = None
-    """In an ``.npz`` data set: the array that says which scans belong to one privacy unit."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        rows, columns = self.size
-        if rows != columns or not 8 <= rows <= 1024:
-            raise ValueError(
-                f"found size [{rows}, {columns}]; it must be square, [n, n], with n between 8 and "
-                "1024 pixels"
-            )
-        return self
 
 
 class Split(StrictTable):
@@ -304,6 +276,7 @@ class Study(StrictTable):
     study: About
     task: Task
     scans: Scans
+    augmentation: Augmentation | None = None
     split: Split
     network: NetworkChoice
     training: Training

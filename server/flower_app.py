@@ -24,7 +24,7 @@ from medfed.common.files import write_atomically
 from medfed.common.privacy.terms import Purpose
 from medfed.common.refusals import words_of
 from medfed.common.study import Study, study_from_canonical
-from medfed.common.trust.ledger_head import Head
+from medfed.common.trust.ledger_head import Head, head_from
 from medfed.server.heads import KnownHeads
 from medfed.server.journal import Journal, RunStatus
 from medfed.server.link import Answer
@@ -240,5 +240,4 @@ def _head_in(content: RecordDict) -> Head | None:
     """The ledger head that came with a release; any field may be anything."""
     if "head" not in content.config_records:
         return None
-    head = content.config_records["head"]
-    return Head(int(str(head["sequence"])), str(head["hash"]), str(head["signature"]))
+    return head_from(content.config_records["head"])

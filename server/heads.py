@@ -8,17 +8,13 @@ it. A release from a ledger that is behind, or went another way, is not used.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from medfed.common.errors import TrustError
-from medfed.common.files import write_atomically
+from medfed.common.files import alone, write_atomically
 from medfed.common.trust.keys import fingerprint, read_public_key
-from medfed.common.trust.ledger_head import Head, check_head
+from medfed.common.trust.ledger_head import Head, check_head, head_from
 
 
 class KnownHeads:
@@ -29,7 +25,7 @@ class KnownHeads:
     """
 
     def __init__(self, sites: Path) -> None:
-        self._sites = sites
+        self._sites, self._lock = sites, sites / ".heads.lock"
 
     def of(self, site: str) -> Head | None:
         """The highest head of a site under the key that it is enrolled with now."""
@@ -39,11 +35,11 @@ class KnownHeads:
                 return None
         except FileNotFoundError:
             return None
-        return Head(kept["sequence"], kept["hash"], kept["signature"])
+        return head_from(kept)
 
     def forget(self, site: str) -> None:
         """Let a site begin anew: its hospital lost the ledger, and says so."""
-        with self._alone():
+        with alone(self._lock):
             (self._sites / f"{site}.head.json").unlink(missing_ok=True)
 
     def take(self, site: str, head: Head | None) -> None:
@@ -61,7 +57,7 @@ class KnownHeads:
         if head is None:
             raise _refused(site, "its release says nothing of its ledger")
         check_head(head, public_key, who=f"site {site!r}")
-        with self._alone():
+        with alone(self._lock):
             known = self.of(site)
             if known is not None and head.sequence < known.sequence:
                 raise _refused(site, "its ledger is behind what it released before")
@@ -69,15 +65,6 @@ class KnownHeads:
                 raise _refused(site, "its ledger is another one than it released from before")
             content = {"key": fingerprint(public_key), **head._asdict()}
             write_atomically(self._sites / f"{site}.head.json", json.dumps(content).encode())
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        handle = os.open(self._sites / ".heads.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
 
 def _refused(site: str, found: str) -> TrustError:

@@ -18,7 +18,8 @@ from medfed.client.scans.read import index_scans
 from medfed.client.scans.recipe import recipe_of
 from medfed.client.scans.refusals import Reason
 from medfed.client.scans.scanset import ScanSet
-from medfed.common.study import Scans, Study
+from medfed.common.study import Study
+from medfed.common.study_scans import Scans
 
 if TYPE_CHECKING:
     from medfed.client.site_root import SiteRoot

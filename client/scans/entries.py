@@ -15,7 +15,7 @@ from medfed.client.scans.pixels import read_dicom
 from medfed.client.scans.refusals import RefusedScanError
 from medfed.client.scans.tensors import tensor_of
 from medfed.client.scans.volumes import read_volume
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 
 
 class ScanRead(NamedTuple):

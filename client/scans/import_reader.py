@@ -21,7 +21,7 @@ from medfed.client.scans.guards import MAX_FILE_BYTES
 from medfed.client.scans.layouts.files import ARRAYS, has_ending
 from medfed.client.scans.layouts.layout import Entry, Index, LayoutName
 from medfed.client.scans.refusals import Reason, RefusedScanError
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 
 SETTLED_NS: Final = 2_000_000_000
 """A file changed more recently than this may change again without a later time on it: it is

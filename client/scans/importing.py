@@ -35,7 +35,7 @@ from medfed.client.scans.layouts.layout import Entry, Index
 from medfed.client.scans.recipe import recipe_of
 from medfed.client.scans.refusals import Reason
 from medfed.common.errors import ScanError
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 
 COMMIT_SCANS: Final = 512
 COMMIT_S: Final = 2.0

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from medfed.client.scans.guards import MAX_PIXELS, read_bounded
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.client.scans.tensors import tensor_of
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 
 FORMATS: Final = ("PNG", "JPEG")
 SIXTEEN_BITS: Final = ("I;16", "I;16B", "I")

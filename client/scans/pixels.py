@@ -25,7 +25,7 @@ from medfed.client.scans.greyscale import frame_group, shown_values
 from medfed.client.scans.guards import COMPRESSED, ImageHeader, element, open_scan
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.client.scans.tensors import tensor_of
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 
 BARRED_DECODERS: Final = ("gdcm",)
 """Decoders never used even where installed: gdcm ends the whole process on a broken stream."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from medfed.client.scans.cache_records import TensorForm
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 
 FORMAT: Final = 1
 """Of the cache's files; raised when they are laid out anew."""

@@ -132,6 +132,13 @@ class ScanSet:
             raise ValueError("a selected patient is not in this set")
         return self._chosen(np.isin(self.patient, chosen))
 
+    def pseudonyms_in(self, part: int) -> frozenset[bytes]:
+        """The patients of one part, by the names that the site's ledger knows. Private."""
+        if not self.pseudonyms:
+            return frozenset()
+        chosen = np.unique(self.patient[self.part == Part(part)])
+        return frozenset(self.pseudonyms[patient] for patient in chosen)
+
     def only(self, eligible: Collection[bytes] | None) -> ScanSet:
         """Give the scans of patients whom the ledger lets take part.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medfed.client.scans.refusals import Reason, RefusedScanError
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 
 LUMINANCE: Final = np.asarray([0.299, 0.587, 0.114])
 """Weights of red, green and blue in the luminance (ITU-R BT.601)."""

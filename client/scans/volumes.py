@@ -27,7 +27,7 @@ from medfed.client.scans.guards import MAX_FILE_BYTES, MAX_PIXELS, read_bounded
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.client.scans.tensors import tensor_of
 from medfed.common.errors import ScanError
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 
 HEADERS: Final = {348: "Nifti1Image", 540: "Nifti2Image"}
 """Size of the header, which is its first number -> nibabel's class."""

@@ -9,6 +9,7 @@ places; a head says nothing about patients beyond how many entries there are.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,16 @@ class Head(NamedTuple):
     sequence: int
     hash: str
     signature: str
+
+
+def head_from(found: Mapping[str, object]) -> Head:
+    """Read a head from its fields, as they were kept or came over a wire; nothing is checked.
+
+    Raises:
+        KeyError: a field is missing.
+        ValueError: the sequence is no whole number.
+    """
+    return Head(int(str(found["sequence"])), str(found["hash"]), str(found["signature"]))
 
 
 class HeadSigner:

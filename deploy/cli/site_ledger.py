@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,9 +145,8 @@ def exclude(
     site = open_site(root)
     key = PseudonymKey(site.pseudonym_key)
     named = {key(patient): line for line, patient in _ids(patients)}
-    ledger = open_ledger(site)
-    try:
-        strangers = sorted(line for name, line in named.items() if not ledger.knows([name]))
+    with closing(open_ledger(site)) as ledger:
+        strangers = sorted(named[name] for name in named.keys() - ledger.known(named))
         if strangers and not unknown:
             raise ConfigError(
                 f"site {site.name!r}: no study here has met the patients in lines "
@@ -156,8 +156,6 @@ def exclude(
             )
         pseudonyms, known = set(named), len(named) - len(strangers)
         new = ledger.exclude(pseudonyms)
-    finally:
-        ledger.close()
     if format is Format.JSON:
         typer.echo(json.dumps({"given": len(pseudonyms), "known": known, "new": new}))
         return
@@ -231,11 +229,8 @@ def audit(root: _Root, format: FormatOption = Format.TEXT) -> None:
     from medfed.client.site_root import open_ledger, open_site
 
     site = open_site(root)
-    ledger = open_ledger(site)
-    try:
+    with closing(open_ledger(site)) as ledger:
         head, entries = ledger.audit()
-    finally:
-        ledger.close()
     if format is Format.JSON:
         typer.echo(json.dumps({"site": site.name, "head": head._asdict(), "entries": entries}))
         return

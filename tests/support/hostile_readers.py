@@ -7,7 +7,7 @@ from pathlib import Path
 from medfed.client.scans.entries import ScanRead
 from medfed.client.scans.import_reader import Read, entry_reader
 from medfed.client.scans.layouts.layout import Entry, LayoutName
-from medfed.common.study import Scans
+from medfed.common.study_scans import Scans
 from tests.support.misbehaving import misbehave
 
 

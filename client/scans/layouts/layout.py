@@ -92,6 +92,8 @@ class Entry(NamedTuple):
     """Which picture of the file; None: the one that the reader of such files takes."""
     view: str = ""
     modality: str = ""
+    others: tuple[str, ...] = ()
+    """The other files of a series; ``file`` is the first of them."""
 
     def __repr__(self) -> str:
         return "Entry()"

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from medfed.client.scans.pacs.plan import Instance, Study
-from medfed.common.errors import ScanError
+from medfed.common.errors import ScanError, TransportError
 
 Ask = Callable[[], None]
 """Called before every request; waits as long as the pace asks for."""
@@ -39,6 +39,19 @@ class NotPulledError(ScanError):
             f"an object was not pulled: {reason.value}.",
             advice="run the pull again later; it asks only for what is missing.",
         )
+
+
+def broken_link(archive: str, found: str) -> TransportError:
+    """The error for an archive that does not answer as it ought to.
+
+    Args:
+        archive: Its name or address.
+        found: What it does instead.
+    """
+    return TransportError(
+        f"the archive {archive} {found}.",
+        advice="check its address in pacs.toml and ask its keepers; a later run goes on.",
+    )
 
 
 class Sink(Protocol):

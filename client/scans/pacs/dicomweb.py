@@ -30,6 +30,7 @@ from medfed.client.scans.pacs.archive import (
     NotPulledError,
     Reason,
     Sink,
+    broken_link,
     number_of,
     text_of,
 )
@@ -231,10 +232,7 @@ class DicomWebArchive:
         return self._broken("does not answer in time")
 
     def _broken(self, found: str) -> TransportError:
-        return TransportError(
-            f"the archive {self._name} {found}.",
-            advice="check its address in pacs.toml and ask its keepers; a later run goes on.",
-        )
+        return broken_link(self._name, found)
 
 
 class _Session(requests.Session):

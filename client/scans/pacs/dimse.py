@@ -38,6 +38,7 @@ from medfed.client.scans.pacs.archive import (
     NotPulledError,
     Reason,
     Sink,
+    broken_link,
     number_of,
     text_of,
 )
@@ -267,10 +268,7 @@ class DimseArchive:
         return self._broken("breaks off the association; it may ask for a client certificate")
 
     def _broken(self, found: str) -> TransportError:
-        return TransportError(
-            f"the archive {self._settings.address} {found}.",
-            advice="check its address in pacs.toml and ask its keepers; a later run goes on.",
-        )
+        return broken_link(self._settings.address, found)
 
 
 class _Parcel:

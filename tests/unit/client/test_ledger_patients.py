@@ -297,7 +297,7 @@ def test_excluding_twice_writes_once(place: LedgerPlace) -> None:
 def test_how_many_of_some_patients_were_ever_eligible(place: LedgerPlace) -> None:
     ledger = place.approved(names="xy")
 
-    assert [ledger.knows(patients(names)) for names in ("xy", "yz", "z", "")] == [2, 1, 0, 0]
+    assert [len(ledger.known(patients(names))) for names in ("xy", "yz", "z", "")] == [2, 1, 0, 0]
 
 
 # ---- withdrawal ----------------------------------------------------------------------------------
