@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FOLDERS := common server client simulations deploy
 
-.PHONY: help demo test test-faults check format venv types proto bench clean
+.PHONY: help demo test test-faults test-scale check format venv types proto bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: venv types  ## the tests, one file per core at a time
 
 test-faults: venv types  ## kill sites (-9) at random moments, 80 runs: about 20 minutes
 	@$(BIN)/pytest -q -n 2 --dist loadfile tests/faults
+
+test-scale: venv types  ## list a million files, import twenty thousand: about 6 minutes
+	@$(BIN)/pytest -q tests/scale
 
 check: venv types  ## format, lint, types, layers, doctests
 	@$(BIN)/ruff format --check .

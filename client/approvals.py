@@ -7,17 +7,26 @@ A message of a round names a digest; without the file of that digest nothing is 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import re
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medfed.client.scans.patients import PseudonymKey
-from medfed.client.scans.read import read_scans
+from medfed.client.policy import (
+    check_enough_patients,
+    check_limits_are_written,
+    check_not_expired,
+    check_policy,
+)
+from medfed.client.scans.cached import cached_scans
+from medfed.client.scans.importing import Progress
 from medfed.client.scans.scanset import PARTS, ScanSet
-from medfed.client.site_root import Policy, SiteRoot, open_ledger
-from medfed.common.errors import ApprovalError, ConfigError, ScanError
+from medfed.client.serials import check_follows
+from medfed.client.site_root import SiteRoot, names_of_patients, open_ledger
+from medfed.client.study_files import needs_signature, unsigned
+from medfed.common.errors import ApprovalError, ScanError
 from medfed.common.privacy.mechanism import dearest_epsilon
 from medfed.common.privacy.terms import PURPOSES, Purpose, terms_of
 from medfed.common.study import Study, study_from_canonical
@@ -46,31 +55,48 @@ class Approval:
     """Training patients who can afford the study, and all. Private: for the admin."""
 
 
-def approve(site: SiteRoot, study: Study) -> Approval:
+def approve(
+    site: SiteRoot, study: Study, *, signed: bool = False, at: datetime.datetime | None = None
+) -> Approval:
     """Hold a study against the site's policy and store the approval.
 
     The whole schedule is set aside in the ledger for every patient who can afford it beside
     the studies approved before. Whoever cannot takes no part, now and later; so do patients
     who come after the approval. Neither shows in what the server sees.
 
+    Args:
+        site: The site.
+        study: The study.
+        signed: Whether its signature was checked with the site's study keys (``study_files``).
+        at: When, with a time zone; None: now.
+
     Raises:
         ConfigError: the study does not list the site, or the admin has not yet written the
             limits into ``site.toml``.
-        ApprovalError: the study asks for more than the site's policy allows.
+        TrustError: the site has study keys, and the study is not signed.
+        ApprovalError: the study asks for more than the site's policy allows, expired, or does
+            not follow what was approved here before.
         ScanError: as ``scans_of_patients``.
         LedgerError: the ledger cannot be trusted or written.
 
     Guarantee:
         Nothing is stored unless every limit holds. Approving twice changes nothing.
     """
+    if needs_signature(site) and not signed:
+        raise unsigned(site, f"study {study.name!r} ({study.digest[:8]})")
     member = study.site_named(site.name)
-    source = str(site.folder / "site.toml")
-    _check_limits_are_written(site.settings.policy, study, source)
+    policy, source = site.settings.policy, str(site.folder / "site.toml")
+    check_limits_are_written(policy, study, source=source)
     epsilon = dearest_epsilon(study, member)
-    check_policy(site.settings.policy, study, epsilon, source=source)
+    check_policy(policy, study, member, epsilon, source=source)
+    check_not_expired(study, site.name, at or datetime.datetime.now(datetime.UTC))
+    with closing(open_ledger(site)) as ledger:  # before the scans, which take time to read
+        check_follows(study, ledger.approvals(), site.name, one_per_serial=signed)
     patients = patients_by_part(scans_of_patients(site, study))
+    check_enough_patients(policy, study, member, len(patients["train"]))
     with closing(open_ledger(site)) as ledger:
-        given = ledger.approve(study.digest, study.name, terms_of(study, member), patients)
+        terms, serial = terms_of(study, member), study.study.serial
+        given = ledger.approve(study.digest, study.name, terms, patients, serial=serial)
     file = _file_of(site, study.digest)
     write_private(file, study.canonical(), replace=True)
     eligible = (len(given.members.get("train") or ()), len(patients["train"]))
@@ -92,34 +118,6 @@ def withdraw(site: SiteRoot, digest: str) -> None:
 def patients_by_part(scans: ScanSet) -> dict[Purpose, frozenset[bytes]]:
     """The pseudonyms of the patients of each part. Private."""
     return {name: scans.pseudonyms_in(PARTS[name]) for name in PURPOSES}
-
-
-def check_policy(policy: Policy, study: Study, epsilon: float, *, source: str) -> None:
-    """Hold a study's cost against a site's limits.
-
-    Args:
-        policy: The site's limits.
-        study: The study.
-        epsilon: Its cost for one patient of the site at the study's delta.
-        source: Where the limits stand, for messages.
-
-    Raises:
-        ApprovalError: one of the limits is passed, or is not written.
-    """
-    if not study.private:
-        if not policy.allow_no_privacy:
-            raise _refused(
-                study, 'it trains without privacy (privacy.mode = "none")', source, "dp-sgd only"
-            )
-        return
-    delta = study.privacy.delta
-    for key in ("epsilon_limit", "study_epsilon_limit"):
-        limit = getattr(policy, key)
-        if (limit is None and key == "epsilon_limit") or (limit and not epsilon <= limit):
-            raise _refused(study, f"it costs epsilon = {epsilon:.3f}", source, f"{key} {limit}")
-    limit = policy.delta_limit
-    if limit is None or delta is None or not delta <= limit:
-        raise _refused(study, f"its delta is {delta}", source, f"delta_limit {limit}")
 
 
 def approved_study(site: SiteRoot, digest: str) -> Study:
@@ -149,32 +147,40 @@ def approved_study(site: SiteRoot, digest: str) -> Study:
     return study_from_canonical(content)
 
 
-def scans_of_patients(site: SiteRoot, study: Study) -> ScanSet:
+def scans_of_patients(
+    site: SiteRoot, study: Study, *, on_progress: Progress | None = None
+) -> ScanSet:
     """Read the site's scans, and refuse a promise to patients that they cannot keep.
 
+    What is not in the site's cache is imported first; the tensors stay there until asked for.
+
+    Args:
+        site: The site.
+        study: What is read, and how.
+        on_progress: Told after every scan that is imported.
+
     Raises:
-        ScanError: as ``read_scans``; or the study protects patients, and scans carry no
+        ConfigError: the cache's key cannot be used.
+        ScanError: as ``cached_scans``; or the study protects patients, and scans carry no
             patient id, so that only single images would be protected.
     """
     _check_patient_array(site, study)
-    pseudonymise = PseudonymKey(site.pseudonym_key)
-    scans = read_scans(
-        site.scans,
-        _naming_patients(site, study),
-        pseudonymise=pseudonymise,
-        rules=site.settings.scans,
+    pseudonymise = names_of_patients(site)
+    scans = cached_scans(
+        site, naming_patients(site, study), pseudonymise=pseudonymise, on_progress=on_progress
     )
     if study.private and scans.unit == "image":
         raise ScanError(
             f"site {site.name!r}: study {study.name!r} protects patients, and not every scan in "
             f"{site.scans} says whose it is; a patient with several scans would be protected less.",
             advice="write the PatientID into the DICOM files; for an .npz, let patient_array in "
-            "site.toml, [scans], name the array that says whose each scan is.",
+            "site.toml, [scans], name the array that says whose each scan is; or leave such scans "
+            'out with without_patient = "leave-out".',
         )
     return scans
 
 
-def _naming_patients(site: SiteRoot, study: Study) -> Study:
+def naming_patients(site: SiteRoot, study: Study) -> Study:
     """The study with the site's own array of patients, where it names none."""
     named = site.settings.scans.patient_array
     if named is None or study.scans.group_key is not None or site.scans.suffix.lower() != ".npz":
@@ -216,21 +222,3 @@ def approved_studies(site: SiteRoot) -> list[Study]:
 
 def _file_of(site: SiteRoot, digest: str) -> Path:
     return site.approved / f"{digest}.json"
-
-
-def _check_limits_are_written(policy: Policy, study: Study, source: str) -> None:
-    missing = [key for key in ("epsilon_limit", "delta_limit") if getattr(policy, key) is None]
-    if study.private and missing:
-        raise ConfigError(
-            f"{source}: [policy] has no {' and no '.join(missing)}; limits have no default.",
-            advice="write what your data board decided into site.toml, then approve again.",
-        )
-
-
-def _refused(study: Study, found: str, source: str, allowed: str) -> ApprovalError:
-    return ApprovalError(
-        f"study {study.name!r} ({study.digest[:8]}) is not approved: {found}. "
-        f"Allowed here: {allowed} ({source}).",
-        advice="ask the coordinator for a study within the limits, or have the data board "
-        "change them in site.toml.",
-    )

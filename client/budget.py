@@ -12,9 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from medfed.client.approvals import check_policy, patients_by_part, scans_of_patients
+from medfed.client.approvals import patients_by_part, scans_of_patients
 from medfed.client.exposure import Ceiling
 from medfed.client.ledger import Approval, Ledger
+from medfed.client.policy import check_policy
 from medfed.client.site_root import SiteRoot, ceiling_of, open_ledger
 from medfed.common.errors import ApprovalError
 from medfed.common.privacy.accounting import NEIGHBOURS, composed_epsilon
@@ -63,6 +64,9 @@ class Budget:
         reserved: The same (PLD) once every approved schedule has run to its end.
         patients: Patients that any approval made eligible.
         excluded: Patients who take part in nothing any more.
+        merged: Persons whose record numbers were merged and who were ever eligible.
+        merged_beyond: Those of them who have lost more than the ceiling allows, as two patients
+            each of whom was within it. They take no further part.
         purposes: Study by study.
     """
 
@@ -72,6 +76,8 @@ class Budget:
     reserved: float
     patients: int
     excluded: int
+    merged: int
+    merged_beyond: int
     purposes: tuple[PurposeBudget, ...]
 
 
@@ -102,7 +108,7 @@ def budget_of(site: SiteRoot) -> Budget:
     """
     ceiling = ceiling_of(site)
     with closing(open_ledger(site)) as ledger:
-        exposures = ledger.exposures()
+        exposures, merged = ledger.exposures(), ledger.merged()
         return Budget(
             ceiling=ceiling,
             spent=max((e.spent(ceiling.delta) for e in exposures), default=0.0),
@@ -110,6 +116,8 @@ def budget_of(site: SiteRoot) -> Budget:
             reserved=max((e.reserved(ceiling.delta) for e in exposures), default=0.0),
             patients=sum(e.patients for e in exposures),
             excluded=ledger.excluded(),
+            merged=sum(e.patients for e in merged),
+            merged_beyond=sum(e.patients for e in merged if not e.within(ceiling)),
             purposes=tuple(
                 _purpose(ledger, approval, purpose, ceiling)
                 for approval in ledger.approvals()
@@ -120,9 +128,10 @@ def budget_of(site: SiteRoot) -> Budget:
 
 def policy_refusal(site: SiteRoot, study: Study) -> str:
     """Why ``site.toml`` would not let a study be approved; ``""`` if it would."""
-    epsilon = dearest_epsilon(study, study.site_named(site.name))
+    member, source = study.site_named(site.name), str(site.folder / "site.toml")
+    epsilon = dearest_epsilon(study, member)
     try:
-        check_policy(site.settings.policy, study, epsilon, source=str(site.folder / "site.toml"))
+        check_policy(site.settings.policy, study, member, epsilon, source=source)
     except ApprovalError as error:
         return str(error.args[0])
     return ""
@@ -193,6 +202,8 @@ def budget_json(budget: Budget) -> dict[str, Any]:
         ),
         "patients": budget.patients,
         "excluded": budget.excluded,
+        "merged": budget.merged,
+        "merged_beyond_ceiling": budget.merged_beyond,
         "studies": [_finite(vars(purpose)) for purpose in budget.purposes],
     }
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
+from medfed.client.inputs import Inputs, inputs_for
 from medfed.client.noise import Randomness
 from medfed.client.scans.scanset import ScanSet
-from medfed.client.training import apply_front
 from medfed.common.networks.network import Network, probabilities
 from medfed.common.privacy.histogram import GRID, NEGATIVE, POSITIVE, HistogramMechanism, bin_of
 
@@ -61,25 +62,30 @@ def noised_histogram(
 def class_probabilities(network: Network, scans: ScanSet, device: torch.device) -> Floats:
     """Give every scan its class probabilities, float64 (scans, classes). Private."""
     network.eval()
-    inputs, scorer = apply_front(network, torch.from_numpy(scans.images), device)
-    if not len(scans):
-        return np.zeros((0, 0))
-    with torch.no_grad():
-        parts = [
-            probabilities(scorer(chunk.to(device))).double().cpu().numpy()
-            for chunk in torch.split(_filled(inputs), _CHUNK)
-        ]
-    return np.concatenate(parts)[: len(inputs)]
+    inputs, scorer = inputs_for(network, scans.images, device)
+    return scored(scorer, inputs)
 
 
-def _filled(inputs: torch.Tensor) -> torch.Tensor:
-    """Whole chunks, the last one filled with blank scans.
+def scored(scorer: nn.Module, inputs: Inputs) -> Floats:
+    """Give what a network's class probabilities are, float64 (scans, classes). Private.
 
-    Kernels round differently for another number of rows: without this, one patient more or
-    less would change the last bits of the others' scores, and of a hostile model's more.
+    Args:
+        scorer: What takes the inputs, in evaluation mode.
+        inputs: Of the scans.
+
+    Guarantee:
+        A scan's score does not depend on the others: they go through the network in chunks of
+        one size, the last one filled with blank scans. Kernels round differently for another
+        number of rows, and so one patient more or less would change the last bits of the others'
+        scores, and of a hostile model's more.
     """
-    missing = -len(inputs) % _CHUNK
-    return torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])])
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(inputs), _CHUNK):
+            some = inputs.rows(np.arange(begin, min(begin + _CHUNK, len(inputs))))
+            filled = torch.cat([some, some.new_zeros(_CHUNK - len(some), *inputs.shape)])
+            parts.append(probabilities(scorer(filled))[: len(some)].double().cpu().numpy())
+    return np.concatenate(parts) if parts else np.zeros((0, 0))
 
 
 def exact_histogram(

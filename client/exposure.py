@@ -4,6 +4,9 @@ A patient is charged for a release if they were *eligible*: whether a coin then 
 never written. So patients with the same memberships have lost the same, and a site's patients
 fall into a few groups. All of this is private to the site; nothing of it is ever released.
 
+Record numbers that turned out to be one person were charged as two until they were merged. The
+person lost what both lost, and more where both took part in one release (``JointSpend``).
+
 Within one study, whose schedule was fixed before its first release, epsilon is composed by PLD.
 Studies are chosen one after the other, with what the earlier ones showed in mind, so the
 ceiling over all of them is held by a Rényi filter (``common/privacy/renyi_filter.py``).
@@ -16,12 +19,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from medfed.common.privacy.accounting import Spend, composed_epsilon
+from medfed.common.privacy.accounting import JointSpend, Spend, composed_epsilon
 from medfed.common.privacy.renyi_filter import fits, held_epsilon
 from medfed.common.privacy.terms import Purpose, Term
 
 Pseudonym = bytes
 """A patient's keyed hash at this site: 16 bytes. Private."""
+
+
+AnySpend = Spend | JointSpend
 
 
 class Ceiling(NamedTuple):
@@ -48,6 +54,8 @@ class Charge(NamedTuple):
         term: Its cost and its schedule.
         paid: Releases made so far.
         open: Whether more may follow.
+        several: (ids, releases): how many of those that were paid were made from several ids of
+            the person at once, each a privacy unit of its own; ids >= 2, ascending.
     """
 
     approval: int
@@ -55,11 +63,18 @@ class Charge(NamedTuple):
     term: Term
     paid: int
     open: bool
+    several: tuple[tuple[int, int], ...] = ()
 
     @property
     def reserved(self) -> int:
         """Releases made, or set aside while the approval stands."""
         return self.term.releases if self.open else self.paid
+
+    def spends(self, releases: int) -> list[AnySpend | None]:
+        """What the first so many releases cost, at least those that were paid; none for none."""
+        single = releases - sum(count for _, count in self.several)
+        runs = ((1, single), *self.several)
+        return [_of_ids(self.term.spent(count), ids) for ids, count in runs if count]
 
 
 class Exposure(NamedTuple):
@@ -75,17 +90,23 @@ class Exposure(NamedTuple):
 
     def spent(self, delta: float) -> float:
         """Epsilon of everything released so far, composed by PLD."""
-        return _composed([c.term.spent(c.paid) for c in self.charges if c.paid], delta)
+        return _composed([s for c in self.charges for s in c.spends(c.paid)], delta)
 
     def held(self, ceiling: Ceiling) -> float:
         """Epsilon of everything released so far, as the filter of a ceiling reads it."""
-        spends = [c.term.spent(c.paid) for c in self.charges if c.paid]
-        known = [spend for spend in spends if spend is not None]
-        return math.inf if len(known) < len(spends) else _held(known, ceiling)
+        known = _known([s for c in self.charges for s in c.spends(c.paid)])
+        return math.inf if known is None else _held(known, ceiling)
 
     def reserved(self, delta: float) -> float:
         """Epsilon if every approved schedule runs to its end, composed by PLD."""
-        return _composed([c.term.spent(c.reserved) for c in self.charges if c.reserved], delta)
+        return _composed([s for c in self.charges for s in c.spends(c.reserved)], delta)
+
+    def within(self, ceiling: Ceiling) -> bool:
+        """Whether what was released is within a ceiling, by the rules that let studies in."""
+        if self.held(ceiling) <= ceiling.epsilon:
+            return True
+        studies = sum(bool(charge.paid) for charge in self.charges)
+        return studies == 1 and self.spent(ceiling.delta) <= ceiling.epsilon
 
 
 def affordable(earlier: Iterable[Charge], new: Term, ceiling: Ceiling) -> bool:
@@ -98,12 +119,47 @@ def affordable(earlier: Iterable[Charge], new: Term, ceiling: Ceiling) -> bool:
     """
     if math.isinf(ceiling.epsilon) or new.cost is None:  # the latter is for the policy to allow
         return True
-    before = [_set_aside(c, ceiling) for c in earlier if c.reserved]
+    before = _known([s for c in earlier if c.reserved for s in _set_aside(c, ceiling)])
     asked = new.spent(new.releases)
-    known = [spend for spend in before if spend is not None]
-    if asked is None or len(known) < len(before):
+    if asked is None or before is None:
         return False
-    return fits(known, [asked], epsilon_limit=ceiling.epsilon, delta_limit=ceiling.delta)
+    return fits(before, [asked], epsilon_limit=ceiling.epsilon, delta_limit=ceiling.delta)
+
+
+def that_go_on(charges: Sequence[Charge], ceiling: Ceiling) -> list[Charge]:
+    """Choose which of a merged person's studies go on, the older ones first.
+
+    For others every approval left room for those before it. For a merged person nothing did, so
+    all that was ever released counts, that of later approvals too.
+
+    Args:
+        charges: All of the person's, in order.
+        ceiling: What the person may lose in all.
+
+    Returns:
+        Those charges that are open and whose rest can be afforded.
+    """
+    going: list[Charge] = []
+    for charge in (c for c in charges if c.open):
+        others = [
+            c if c in going else c._replace(open=False)
+            for c in charges
+            if (c.approval, c.purpose) != (charge.approval, charge.purpose)
+        ]
+        if _can_end(charge, others, ceiling):
+            going.append(charge)
+    return going
+
+
+def _can_end(charge: Charge, others: Sequence[Charge], ceiling: Ceiling) -> bool:
+    """Whether a charge's whole schedule fits beside the others."""
+    if not charge.several:
+        return affordable(others, charge.term, ceiling)
+    if math.isinf(ceiling.epsilon) or charge.term.cost is None:
+        return True
+    whole = [s for c in others if c.reserved for s in _set_aside(c, ceiling)]
+    known = _known([*whole, *charge.spends(charge.term.releases)])
+    return known is not None and _held(known, ceiling) <= ceiling.epsilon
 
 
 def groups(
@@ -127,16 +183,23 @@ def groups(
 def exposures(
     members: Mapping[tuple[int, Purpose], frozenset[Pseudonym]],
     charges: Mapping[tuple[int, Purpose], Charge],
+    merged: Iterable[tuple[Charge, ...]] = (),
 ) -> list[Exposure]:
-    """Give the loss of every group of patients. Private."""
+    """Give the loss of every group of patients. Private.
+
+    Args:
+        members: (approval, purpose) -> who is eligible, but for merged persons.
+        charges: (approval, purpose) -> what it costs them.
+        merged: What each merged person is charged for.
+    """
     counted = Counter(groups(members).values())
     return [
         Exposure(patients, tuple(charges[key] for key in keys))
         for keys, patients in sorted(counted.items())
-    ]
+    ] + [Exposure(persons, history) for history, persons in Counter(merged).items()]
 
 
-def _set_aside(charge: Charge, ceiling: Ceiling) -> Spend | None:
+def _set_aside(charge: Charge, ceiling: Ceiling) -> list[AnySpend | None]:
     """What a charge takes from the ceiling: what was paid, or all while more may follow.
 
     A schedule that only its exact composition let in counts as a whole once it has begun: to
@@ -144,16 +207,24 @@ def _set_aside(charge: Charge, ceiling: Ceiling) -> Spend | None:
     """
     whole = charge.term.spent(charge.term.releases)
     if whole is not None and _held([whole], ceiling) > ceiling.epsilon:
-        return whole
-    return charge.term.spent(charge.reserved)
+        return charge.spends(charge.term.releases)
+    return charge.spends(charge.reserved)
 
 
-def _held(spends: Sequence[Spend], ceiling: Ceiling) -> float:
+def _of_ids(spend: Spend | None, ids: int) -> AnySpend | None:
+    return JointSpend(*spend, ids) if spend is not None and ids > 1 else spend
+
+
+def _known(spends: Sequence[AnySpend | None]) -> list[AnySpend] | None:
+    """The spends, all private; None where one is not."""
+    known = [spend for spend in spends if spend is not None]
+    return known if len(known) == len(spends) else None
+
+
+def _held(spends: Sequence[AnySpend], ceiling: Ceiling) -> float:
     return held_epsilon(spends, epsilon_limit=ceiling.epsilon, delta_limit=ceiling.delta)
 
 
-def _composed(spends: Sequence[Spend | None], delta: float) -> float:
-    known = [spend for spend in spends if spend is not None]
-    if any(s is None for s in spends):
-        return math.inf
-    return composed_epsilon(known, delta)
+def _composed(spends: Sequence[AnySpend | None], delta: float) -> float:
+    known = _known(spends)
+    return math.inf if known is None else composed_epsilon(known, delta)

@@ -6,23 +6,25 @@ the site's side itself; it refuses, because a site runs only code that it starte
 
 from __future__ import annotations
 
+import datetime
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from medfed.client.approvals import (
-    approved_studies,
-    approved_study,
-    check_policy,
-    scans_of_patients,
-)
+from medfed.client.approvals import approved_studies, approved_study, scans_of_patients
+from medfed.client.computing import device_of, limit_share
+from medfed.client.ledger import Ledger
 from medfed.client.noise import SecretRandomness
+from medfed.client.policy import check_not_expired, check_now, check_policy
 from medfed.client.release import Released
+from medfed.client.serials import check_not_replaced
 from medfed.client.session import RoundRequest, SiteSession
 from medfed.client.site_root import open_ledger, open_site
-from medfed.common.errors import TrustError, UpdateRejectedError
+from medfed.client.site_settings import read_settings
+from medfed.common.errors import NotNowError, TrustError, UpdateRejectedError
 from medfed.common.privacy.mechanism import dearest_epsilon
 from medfed.common.privacy.terms import PURPOSES, Purpose
 from medfed.common.study import Study
@@ -110,23 +112,37 @@ def _known_head(content: RecordDict) -> Head | None:
     return head_from(content.config_records["head"])
 
 
-def permitted_study(root: Path, digest: str) -> Study:
-    """The approved study of a digest, held against the site's limits as they stand now.
+def permitted_study(
+    root: Path, digest: str, ledger: Ledger, *, at: datetime.datetime | None = None
+) -> Study:
+    """The approved study of a digest, held against the site's policy as it stands now.
+
+    Args:
+        root: The site's data root.
+        digest: Of the study.
+        ledger: The site's, which knows what was approved since.
+        at: The time, with a time zone; None: now.
 
     Raises:
-        ApprovalError: it is not approved, or ``site.toml`` does not allow it any more.
+        ApprovalError: it is not approved, expired, or was replaced by a newer serial; or
+            ``site.toml`` does not allow it any more.
+        NotNowError: ``site.toml`` does not allow it now.
     """
-    site = open_site(root)
-    study = approved_study(site, digest)
-    epsilon = dearest_epsilon(study, study.site_named(site.name))
-    check_policy(site.settings.policy, study, epsilon, source=f"{root}/site.toml")
+    site, at = open_site(root), (at or datetime.datetime.now(datetime.UTC)).astimezone()
+    study, policy, source = approved_study(site, digest), site.settings.policy, f"{root}/site.toml"
+    check_not_expired(study, site.name, at)
+    check_not_replaced(study, ledger.approvals(), site.name)
+    member = study.site_named(site.name)
+    check_policy(policy, study, member, dearest_epsilon(study, member), source=source)
+    check_now(policy, site.name, at, source=source)
     return study
 
 
 def open_session(root: Path) -> SiteSession:
     """Open a deployed site: approved studies, own scans, secret randomness, durable ledger.
 
-    The scans of the study approved last are read at once, before any round asks for them.
+    The scans of the study approved last are read at once, before any round asks for them; also
+    while the site pauses, so that it is ready when it no longer does.
 
     Args:
         root: The site's data root.
@@ -135,15 +151,27 @@ def open_session(root: Path) -> SiteSession:
 
     Raises:
         ConfigError: the root is not a site's.
+        ApprovalError: no study is approved, or the one approved last may not be trained any more.
         LedgerError: its ledger cannot be trusted.
     """
     site = open_site(root)
+    ledger = open_ledger(site)
+
+    def study_for(digest: str) -> Study:
+        policy = read_settings(root).policy
+        limit_share(policy)
+        session.use_device(device_of(policy))
+        return permitted_study(root, digest, ledger)
+
     session = SiteSession(
         site=site.name,
-        study_for=lambda digest: permitted_study(root, digest),
+        study_for=study_for,
         scans_for=lambda study: scans_of_patients(site, study),
         randomness_for=lambda key: SecretRandomness(),
-        ledger=open_ledger(site),
+        ledger=ledger,
     )
-    session.warm(approved_studies(site)[0])
+    latest = approved_studies(site)[0]
+    with suppress(NotNowError):
+        study_for(latest.digest)
+    session.warm(latest)
     return session

@@ -10,6 +10,7 @@ and signed by the site (``ledger_file.py``), so that none can be changed later. 
     void      a reservation that came to nothing; three of one round withdraw the site
     withdraw  no more of a study
     exclude   patients who take part in nothing any more; what they spent stays
+    merge     record numbers that are one person, for good; what both spent adds up
     loss      later entries may be missing: all that stood approved counts as spent, and ends
 
 A round is keyed by (study digest, run, round, base model, purpose). So after any crash: what was
@@ -28,18 +29,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medfed.client.eligibility import Leaving, who_affords, who_leaves, who_takes_part
 from medfed.client.exposure import (
     NO_CEILING,
     Ceiling,
+    Charge,
     Exposure,
     Pseudonym,
-    affordable,
     exposures,
-    groups,
 )
 from medfed.client.head_guard import HeadGuard
+from medfed.client.joined import Pair
 from medfed.client.ledger_file import Entry, LedgerFile
-from medfed.client.ledger_state import Approval, LedgerState, RoundKey, packed
+from medfed.client.ledger_state import Approval, LedgerState, RoundKey, packed, packed_pairs
 from medfed.client.witness import Witness
 from medfed.common.errors import (
     ApprovalError,
@@ -138,9 +140,9 @@ class Ledger:
         if not file.entries or file.entries[0].body.get("pseudonym_check") != pseudonym_check:
             file.close()
             raise LedgerError(
-                f"site {site!r}: keys/pseudonym.key is not the key that this ledger began with; "
+                f"site {site!r}: the pseudonym key is not the key that this ledger began with; "
                 "its patients would be taken for others, who have spent nothing.",
-                advice="restore keys/pseudonym.key from a backup of the site's folder.",
+                advice="restore the pseudonym key; site.toml, [ledger], says where it lies.",
             )
         before = {e.body["patients_by"] for e in file.entries if e.body["kind"] == "approve"}
         if before - {patients_by}:
@@ -174,6 +176,8 @@ class Ledger:
         study: str,
         terms: Terms,
         patients: Mapping[Purpose, Collection[Pseudonym]] | None,
+        *,
+        serial: int = 1,
     ) -> Approval:
         """Set a study's whole schedule aside for every patient who can afford it.
 
@@ -183,6 +187,7 @@ class Ledger:
             terms: What it may cost.
             patients: Purpose -> the patients it would be made from; None: everyone, unnamed
                 (simulation).
+            serial: The study's serial.
 
         Returns:
             The approval; one that stands already is given again, unchanged.
@@ -217,6 +222,7 @@ class Ledger:
                 "kind": "approve",
                 "digest": digest,
                 "study": study,
+                "serial": serial,
                 "terms": written,
                 "ceiling": _written(self._ceiling()),
                 "patients_by": self._patients_by,
@@ -230,7 +236,7 @@ class Ledger:
         """Who of some patients could take part in a study. Private."""
         with self._reading():
             return {
-                purpose: self._affording(term, digest, purpose, patients.get(purpose, ()))
+                purpose: who_affords(*self._now(), term, digest, purpose, patients.get(purpose, ()))
                 for purpose, term in terms.items()
             }
 
@@ -248,8 +254,9 @@ class Ledger:
         """Who takes part now: eligible at approval, not excluded, within today's ceiling.
 
         Returns:
-            The patients, private; None: everyone, without names (simulation). Empty if the
-            approval has no such purpose.
+            The patients, private, a merged person by the one name: of several ids that somebody
+            read before the merge one at most takes part. None: everyone, without names
+            (simulation). Empty if the approval has no such purpose.
 
         Raises:
             ApprovalError: no approval of the study stands.
@@ -258,11 +265,9 @@ class Ledger:
             approval = self._standing_or_refuse(digest)
             if purpose not in approval.terms:
                 return frozenset()
-            members = approval.members[purpose]
-            if members is None:
+            if approval.members[purpose] is None:
                 return None
-            whole = self._whole(approval, purpose)
-            return self._affording(whole, digest, purpose, members, before=approval.sequence)
+            return who_takes_part(*self._now(), approval, purpose)
 
     def withdraw(self, digest: str, reason: str) -> None:
         """End a study here: nothing more is released; what was spent stays spent.
@@ -288,21 +293,62 @@ class Ledger:
     def exclude(self, patients: Collection[Pseudonym]) -> int:
         """Stop all future use of patients; what they spent is kept. Returns how many are new."""
         with self._writing():
-            new = frozenset(patients) - self._state.excluded
+            before = self._state.excluded()
+            name = self._state.joined.name
+            new = frozenset(p for p in patients if name(p) not in before)
             if new:
                 sha256 = self._file.store_set(packed(new))
                 self._append({"kind": "exclude", "patients": sha256})
-        return len(new)
+            return len(self._state.excluded()) - len(before)
 
     def excluded(self) -> int:
         """How many patients take part in nothing any more. Private."""
         with self._reading():
-            return len(self._state.excluded)
+            return len(self._state.excluded())
+
+    def merge(self, pairs: Collection[Pair]) -> int:
+        """Make record numbers one person, for good: one privacy unit, one sum of what was spent.
+
+        Args:
+            pairs: Pseudonyms that are one person; chains join all that hang together. Private.
+
+        Returns:
+            How many pairs were not one person before. Where none is new nothing is written.
+
+        Guarantee:
+            From the next round on the person takes part as one, or, where the studies under way
+            cost more than is left of the ceiling for both ids together, not in all of them. It
+            is one entry whoever they are, so the head tells that something was merged, not what
+            became of it.
+        """
+        with self._writing():
+            new = self._state.joined.new_among(pairs)
+            if new:
+                leaving = who_leaves(*self._now(), new)
+                body = {
+                    "kind": "merge",
+                    "pairs": self._file.store_set(packed_pairs(new)),
+                    "left": self._leaving_stored(leaving),
+                    "ceiling": _written(self._ceiling()),
+                }
+                self._append(body)
+        return len(new)
+
+    def merged(self) -> list[Exposure]:
+        """The loss of every person whose record numbers were merged. Private."""
+        with self._reading():
+            return exposures({}, {}, self._merged_charges())
+
+    def names(self) -> dict[Pseudonym, Pseudonym]:
+        """Pseudonym -> name, for those that were merged. Private."""
+        with self._reading():
+            joined = self._state.joined
+            return {patient: joined.name(patient) for patient in joined.ids}
 
     def known(self, patients: Collection[Pseudonym]) -> frozenset[Pseudonym]:
-        """Those of some patients whom any approval made eligible. Private."""
+        """Those of some patients whom an approval made eligible, or who were merged. Private."""
         with self._reading():
-            return frozenset().union(*self._state.members().values()) & frozenset(patients)
+            return self._state.met() & frozenset(patients)
 
     # ---- paying ----------------------------------------------------------------------------------
     def paid(self, key: RoundKey) -> tuple[bytes, Receipt] | None:
@@ -437,7 +483,8 @@ class Ledger:
     def exposures(self) -> list[Exposure]:
         """The loss of every group of patients with the same memberships. Private."""
         with self._reading():
-            return exposures(self._state.members(), self._state.charges())
+            state = self._state
+            return exposures(state.members(), state.charges(), self._merged_charges())
 
     def epsilon(self, delta: float) -> float:
         """Epsilon spent by the most exposed patient, over all studies, composed by PLD. Private.
@@ -519,58 +566,27 @@ class Ledger:
             "STUDY.toml`.",
         )
 
-    def _affording(
-        self,
-        whole: Term,
-        digest: str,
-        purpose: Purpose,
-        patients: Collection[Pseudonym],
-        *,
-        before: int | None = None,
-    ) -> frozenset[Pseudonym]:
-        """Those who are not excluded and can afford a study beside the older ones.
-
-        Args:
-            whole: The study's whole schedule. It was fixed before its first release; that the
-                study was withdrawn and approved again, at the same cost, changes nothing of it.
-            digest: Of the study.
-            purpose: What the schedule is for.
-            patients: Whom to choose from.
-            before: Look only at approvals older than this one.
-        """
-        ceiling, charges = self._ceiling(), self._state.charges()
-        same = {(a.sequence, purpose) for a in self._same(digest, purpose, whole.cost)}
-        known = groups(self._state.members(before=before))
-        answers: dict[tuple[tuple[int, Purpose], ...], bool] = {}
-
-        def can(patient: Pseudonym) -> bool:
-            keys = known.get(patient, ())
-            if keys not in answers:
-                earlier = [charges[key] for key in keys if key not in same]
-                answers[keys] = affordable(earlier, whole, ceiling)
-            return answers[keys]
-
-        return frozenset(p for p in patients if p not in self._state.excluded and can(p))
+    def _now(self) -> tuple[LedgerState, Ceiling]:
+        return self._state, self._ceiling()
 
     def _stored(
         self, whole: Term, digest: str, purpose: Purpose, patients: Collection[Pseudonym]
     ) -> str:
-        return self._file.store_set(packed(self._affording(whole, digest, purpose, patients)))
+        return self._file.store_set(
+            packed(who_affords(*self._now(), whole, digest, purpose, patients))
+        )
 
-    def _same(self, digest: str, purpose: Purpose, cost: Spend | None) -> list[Approval]:
-        """The approvals of one schedule, given perhaps more than once, in order."""
-        return [
-            approval
-            for approval in self._state.approvals.values()
-            if approval.digest == digest
-            and purpose in approval.terms
-            and approval.terms[purpose].cost == cost
-        ]
+    def _leaving_stored(self, leaving: Leaving) -> dict[str, dict[Purpose, str]]:
+        return {
+            str(sequence): {
+                purpose: self._file.store_set(packed(names)) for purpose, names in purposes.items()
+            }
+            for sequence, purposes in leaving.items()
+        }
 
-    def _whole(self, approval: Approval, purpose: Purpose) -> Term:
-        """The whole schedule that an approval may give the rest of."""
-        cost = approval.terms[purpose].cost
-        return self._same(approval.digest, purpose, cost)[0].terms[purpose]
+    def _merged_charges(self) -> Iterator[tuple[Charge, ...]]:
+        found = (self._state.charges_of(person) for person in self._state.joined.persons)
+        return (charges for charges in found if charges)
 
     def _drop_old_payloads(self, key: RoundKey) -> None:
         """Keep the last few of a study: the server has gone on from the older ones."""

@@ -57,6 +57,9 @@ class Randomness(Protocol):
     def permutation(self, count: int) -> npt.NDArray[np.int64]:
         """Put ``range(count)`` into a uniformly random order."""
 
+    def uniform(self, count: int) -> npt.NDArray[np.float64]:
+        """Draw ``count`` independent numbers, uniform in [0, 1)."""
+
 
 class KeystreamRandomness(ABC):
     """Every algorithm of `Randomness`, over the key stream that ``_keystream`` hands out.
@@ -135,6 +138,11 @@ class KeystreamRandomness(ABC):
         """Put ``range(count)`` into an order, each of the ``count!`` equally likely. Private."""
         _check_count(count)
         return self._shuffled(count, count)
+
+    def uniform(self, count: int) -> npt.NDArray[np.float64]:
+        """Draw independent numbers, uniform in [0, 1) in steps of 2**-53; count >= 0."""
+        _check_count(count)
+        return (self._words("sampling", count) >> np.uint64(11)).astype(np.float64) * _UNIT
 
     def _shuffled(self, count: int, steps: int) -> npt.NDArray[np.int64]:
         """Do the first steps of a Fisher-Yates shuffle; return the places that are settled."""

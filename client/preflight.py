@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from medfed.client.approvals import approved_studies, scans_of_patients
+from medfed.client.scans.importing import Progress
 from medfed.client.scans.layouts.detect import layout_of
 from medfed.client.scans.scanset import TRAIN, ScanSet
 from medfed.client.site_root import SiteRoot, open_ledger
@@ -101,7 +102,9 @@ def preflight(site: SiteRoot, tell: Tell, *, retry_for_s: float) -> None:
     reach_server(site, tell, retry_for_s=retry_for_s)
 
 
-def look_at_scans(site: SiteRoot, study: Study) -> ScanReport:
+def look_at_scans(
+    site: SiteRoot, study: Study, *, on_progress: Progress | None = None
+) -> ScanReport:
     """Read the site's scans as a study says, and report to the admin.
 
     Raises:
@@ -109,7 +112,7 @@ def look_at_scans(site: SiteRoot, study: Study) -> ScanReport:
         ScanError: unreadable, empty, or no scan to train on.
     """
     declared = study.site_named(site.name).declared_patients
-    scans = scans_of_patients(site, study)
+    scans = scans_of_patients(site, study, on_progress=on_progress)
     training = scans.part_of(TRAIN)
     if not len(training):
         raise ScanError(

@@ -16,6 +16,7 @@ from medfed.common.errors import (
     ApprovalError,
     LedgerMismatchError,
     MedfedError,
+    NotNowError,
     PrivacyError,
     TrustError,
     UpdateRejectedError,
@@ -106,6 +107,8 @@ def release(item: PrivateValue | PublicFact, ledger: Ledger) -> Released:
 def fact_about(error: MedfedError) -> PublicFact:
     """The code that the server may learn of an error: its class, never its text."""
     match error:
+        case NotNowError():  # the study is approved: its round is refused, not the study
+            return PublicFact.REFUSED_BY_POLICY
         case ApprovalError():
             return PublicFact.NOT_APPROVED
         case LedgerMismatchError():

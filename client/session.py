@@ -17,7 +17,7 @@ from medfed.client.ledger import Ledger, RoundKey
 from medfed.client.noise import Randomness
 from medfed.client.release import PrivateValue, PublicFact, Released, fact_about, release
 from medfed.client.scans.scanset import PARTS, ScanSet
-from medfed.client.training import TrainingData, prepare, train_round
+from medfed.client.training import TrainingData, prepare, train_round, vary_for
 from medfed.common.errors import (
     ApprovalError,
     LedgerError,
@@ -129,7 +129,14 @@ class SiteSession:
         Raises:
             MedfedError: as reading and building do. For the admin, before joining.
         """
-        self._prepare(study.digest)
+        if study.digest not in self._ready:
+            self._ready[study.digest] = self._make_ready(study)
+
+    def use_device(self, prefer: str) -> None:
+        """Train on another device from the next round on, if it is another one."""
+        if prefer != self.prefer_device:
+            self.prefer_device = prefer
+            self._ready.clear()
 
     def _paid(self, request: RoundRequest) -> PrivateValue:
         if request.known is not None:
@@ -211,9 +218,7 @@ class SiteSession:
         )
 
     def _prepare(self, digest: str) -> _Ready:
-        study = self.study_for(digest)  # asked every time: an approval can be withdrawn
-        if digest not in self._ready:
-            self._ready[digest] = self._make_ready(study)
+        self.warm(self.study_for(digest))  # asked every time: an approval can be withdrawn
         return self._ready[digest]
 
     def _make_ready(self, study: Study) -> _Ready:
@@ -229,7 +234,7 @@ class SiteSession:
             site=site,
             network=network,
             shapes=shapes_of(parameters_of(network)),
-            data=prepare(network, scans, device),
+            data=prepare(network, scans, device, vary=vary_for(study)),
             judges={p: scans.part_of(PARTS[p]) for p in EVALUATED_PARTS if p in terms},
             mechanism=mechanism_for(study, site) if study.private else None,
             terms=terms,

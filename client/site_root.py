@@ -1,112 +1,52 @@
-"""A site's data root: the one folder that holds everything a site is.
+"""A site's data root: the one folder that holds everything a site is, but for two files.
 
     site.toml       the site's settings and its own limits
-    keys/           node_key (private), node_key.pub, pseudonym.key
+    keys/           node_key (private), node_key.pub
     trust/ca.pem    who must have signed the server's certificate
     approved/       the studies the site's admin approved, one file per digest
     ledger.db       what the patients' privacy has been spent on, and was promised
-    flower/  log/   the node's own files; what the site's programs wrote
+    log/            audit.jsonl: every use of the pseudonym key; what the site's programs wrote
+    flower/         the node's own files
 
-``site.toml`` is read from this folder and from nowhere else: no flag, no variable and no
-message can widen what stands in it. Folders are 0700 and files 0600.
+Elsewhere, because they must not come back or leak with a backup of it, lie the ledger's witness
+and the pseudonym key. Folders are 0700 and files 0600.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 import stat
+from contextlib import closing
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple
-
-from pydantic import AfterValidator, Field
+from typing import NamedTuple
 
 from medfed.client.exposure import Ceiling
 from medfed.client.ledger import Ledger
 from medfed.client.ledger_file import LedgerFile
-from medfed.client.scans.layouts.layout import SourceRules
-from medfed.client.scans.patients import PseudonymKey
+from medfed.client.scans.patients import KEY_BYTES, PatientNames, PseudonymKey
+from medfed.client.site_settings import SiteSettings, parse_site, read_settings, site_toml
 from medfed.client.witness import Witness, default_witness
 from medfed.common.errors import ConfigError, MedfedError
-from medfed.common.strict_toml import StrictTable, read_strict
-from medfed.common.study import SiteName
-from medfed.common.study_scans import ArrayName
+from medfed.common.trust.audit_log import KEY_MADE, KEY_USED, AuditLog
 from medfed.common.trust.certificates import read_authority
 from medfed.common.trust.keys import new_node_key
 from medfed.common.trust.ledger_head import Head, HeadSigner
 from medfed.common.trust.private_files import private_folder, write_private
 
 _NEXT_TO_NOTHING = 1e-9
-_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 
 
-def _check_address(value: str) -> str:
-    match = _ADDRESS.fullmatch(value)
-    if match is None or not 1 <= int(match.group(1)) <= 65535:
-        raise ValueError('must be "host:port" with a port from 1 to 65535')
-    return value
+class KeyUse(StrEnum):
+    """What the pseudonym key is needed for; the value stands in the audit log."""
 
-
-def _check_absolute(value: str) -> str:
-    if not Path(value).is_absolute():
-        raise ValueError("must be an absolute path")
-    return value
-
-
-Address = Annotated[str, AfterValidator(_check_address)]
-
-
-class ServerSettings(StrictTable):
-    """Where the coordinator's server is."""
-
-    address: Address
-    """``host:port``."""
-
-
-class ScanSettings(SourceRules):
-    """Where the scans are, and what the site says of them."""
-
-    folder: Annotated[str, AfterValidator(_check_absolute)]
-    """Absolute path: a folder in one of the known layouts, or one ``.npz`` file."""
-    patient_array: ArrayName | None = None
-    """For an ``.npz``: the array that says whose each scan is. The site says who its patients
-    are, not a study: else the next study could count them anew by naming another array."""
-
-
-class LedgerSettings(StrictTable):
-    """Where the ledger's second memory is."""
-
-    witness: Annotated[str, AfterValidator(_check_absolute)]
-    """Absolute path of the file that remembers how far the ledger has come. Outside the site's
-    folder, and outside its backups."""
-
-
-class Policy(StrictTable):
-    """What this site allows studies to do. Neither of the two ceilings has a default."""
-
-    epsilon_limit: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
-    """Most that a patient may lose, over all studies together, at ``delta_limit``; so too the
-    most that one study may cost. Unset: approve refuses."""
-    delta_limit: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """The ceiling's failure probability, and the largest delta a study may name. Unset: approve
-    refuses."""
-    study_epsilon_limit: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
-    """Most that one study may cost a patient, at the study's delta. Unset: ``epsilon_limit``."""
-    allow_no_privacy: bool = False
-    """Whether a study without differential privacy may be approved at all."""
-
-
-class SiteSettings(StrictTable):
-    """``site.toml``, checked. Known to the site only."""
-
-    site: SiteName
-    server: ServerSettings
-    scans: ScanSettings
-    ledger: LedgerSettings
-    policy: Policy
+    OPEN_LEDGER = "open the ledger"
+    NAME_PATIENTS = "name the patients of the scans"
+    EXCLUDE = "find patients to exclude"
+    MERGE = "find patients to merge"
 
 
 @dataclass(frozen=True)
@@ -138,8 +78,14 @@ class SiteRoot:
 
     @property
     def pseudonym_key(self) -> Path:
-        """32 secret bytes that patient keys are hashed with."""
-        return self.folder / "keys" / "pseudonym.key"
+        """32 secret bytes that patient ids are hashed with."""
+        named = self.settings.ledger.pseudonym_key
+        return Path(named) if named else self.folder / "keys" / "pseudonym.key"
+
+    @property
+    def key_is_backed_up(self) -> bool:
+        """Whether the pseudonym key lies in the site's folder, and so in its backups."""
+        return _is_within(self.pseudonym_key, self.folder)
 
     @property
     def ca(self) -> Path:
@@ -171,6 +117,16 @@ class SiteRoot:
         """Folder of the site's logs."""
         return self.folder / "log"
 
+    @property
+    def audit(self) -> AuditLog:
+        """The audit log, to write to."""
+        return AuditLog(self.audit_file)
+
+    @property
+    def audit_file(self) -> Path:
+        """Where the audit log lies."""
+        return self.log / "audit.jsonl"
+
 
 def create_site(
     root: Path,
@@ -181,6 +137,7 @@ def create_site(
     ca: Path,
     patient_array: str | None = None,
     witness: Path | None = None,
+    pseudonym_key: Path | None = None,
 ) -> SiteRoot:
     """Write a new data root with new keys and a new ledger.
 
@@ -193,10 +150,12 @@ def create_site(
         patient_array: For an ``.npz``: the array that says whose each scan is.
         witness: Where the ledger's second memory lies; None: as ``default_witness``, one for
             all sites over the same scans.
+        pseudonym_key: Where the key by which the ledger names patients lies; None: beside the
+            witness. One that is there is used, so that patients keep their names.
 
     Raises:
         ConfigError: the root exists, or one of the values is not allowed, or these scans have
-            a ledger already.
+            a ledger already, or the pseudonym key would lie in the root or with the scans.
         TrustError: ``ca`` is no certificate authority.
 
     Guarantee:
@@ -209,27 +168,37 @@ def create_site(
             advice="choose another --root, or use the site that is there.",
         )
     witness = (witness or default_witness(scans)).absolute()
+    key = (pseudonym_key or default_pseudonym_key(witness)).absolute()
     _check_no_other_ledger(scans, witness)
-    text = _site_toml(name, server, scans.absolute(), patient_array, witness)
+    _check_key_place(key, root, scans)
+    text = site_toml(name, server, scans.absolute(), patient_array, witness, key)
     parse_site(text, source="site init")
     authority = read_authority(ca)
 
     part = root.with_name(f".{root.name}.{secrets.token_hex(4)}.part")
+    ours = not key.exists()  # to be taken away again if the site cannot be made
     try:
         for folder in ("keys", "trust", "approved", "flower", "log"):
             private_folder(private_folder(part) / folder)
         write_private(part / "site.toml", text.encode())
         write_private(part / "trust" / "ca.pem", authority)
-        write_private(part / "keys" / "pseudonym.key", secrets.token_bytes(32))
         new_node_key(part / "keys")
+        if ours:
+            _make_key(key)
+        _check_secret(key)
+        AuditLog(part / "log" / "audit.jsonl").write(KEY_MADE)
         Ledger.create(
             part / "ledger.db",
             HeadSigner(part / "keys" / "node_key"),
             site=name,
-            pseudonym_check=PseudonymKey(part / "keys" / "pseudonym.key").check,
+            pseudonym_check=PseudonymKey(key).check,
         )
         part.rename(root)
-    except OSError as error:
+    except BaseException as error:
+        if ours:
+            key.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise ConfigError(
             f"{root}: the site's folder cannot be written ({error.strerror}).",
             advice="choose a --root on a disk that you may write to.",
@@ -241,19 +210,60 @@ def create_site(
     return site
 
 
-def open_ledger(site: SiteRoot) -> Ledger:
-    """Open a site's ledger, held to the ceiling that ``site.toml`` names at any moment.
+def default_pseudonym_key(witness: Path) -> Path:
+    """Where the pseudonym key lies unless ``site.toml`` says otherwise: beside the witness."""
+    return witness.with_name(f"{witness.stem}-pseudonym.key")
+
+
+def pseudonym_key(site: SiteRoot, use: KeyUse) -> PseudonymKey:
+    """Load the key that patients are named with; the audit log tells of it first.
+
+    Args:
+        site: The site.
+        use: What for.
 
     Raises:
+        ConfigError: the key cannot be read, or the audit log cannot be written.
+        LedgerError: the end of the audit log is no log.
+    """
+    site.audit.write(KEY_USED, purpose=use.value)
+    return PseudonymKey(site.pseudonym_key)
+
+
+def open_ledger(site: SiteRoot, use: KeyUse = KeyUse.OPEN_LEDGER) -> Ledger:
+    """Open a site's ledger, held to the ceiling that ``site.toml`` names at any moment.
+
+    Args:
+        site: The site.
+        use: For the audit log: what the pseudonym key is loaded for.
+
+    Raises:
+        ConfigError: as ``pseudonym_key``.
         LedgerError: missing, altered, behind its witness, or of other keys.
     """
+    return _open_ledger(site, pseudonym_key(site, use))
+
+
+def names_of_patients(site: SiteRoot) -> PatientNames:
+    """How the site's ledger names patients now: merged record numbers by one name.
+
+    Raises:
+        ConfigError: as ``pseudonym_key``.
+        LedgerError: as ``open_ledger``.
+    """
+    key = pseudonym_key(site, KeyUse.NAME_PATIENTS)
+    with closing(_open_ledger(site, key)) as ledger:
+        return PatientNames(key, ledger.names())
+
+
+def _open_ledger(site: SiteRoot, key: PseudonymKey) -> Ledger:
     scans = site.settings.scans
     return Ledger.open(
         site.ledger,
         HeadSigner(site.node_key),
         Witness(site.witness, site=site.name),
         site=site.name,
-        pseudonym_check=PseudonymKey(site.pseudonym_key).check,
+        pseudonym_check=key.check,
         patients_by=json.dumps({"array": scans.patient_array, "rule": scans.patient}),
         ceiling=lambda: ceiling_of(site),
     )
@@ -326,54 +336,17 @@ def open_site(root: Path) -> SiteRoot:
 
     Raises:
         ConfigError: not a site's root, ``site.toml`` breaks a rule, a key is missing or may be
-            read by other users of the machine.
+            read by other users of the machine, or ``[ledger] pseudonym_key`` names a place in
+            the site's folder or with the scans.
         TrustError: ``trust/ca.pem`` is no valid certificate authority.
     """
     site = SiteRoot(root.absolute(), read_settings(root))
+    if site.settings.ledger.pseudonym_key:
+        _check_key_place(site.pseudonym_key, site.folder, site.scans)
     for secret in (site.node_key, site.pseudonym_key):
         _check_secret(secret)
     read_authority(site.ca)
     return site
-
-
-def read_settings(root: Path) -> SiteSettings:
-    """Read and check the ``site.toml`` of a root.
-
-    Raises:
-        ConfigError: it cannot be read, or breaks a rule.
-    """
-    path = root / "site.toml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({_reason(error)}).",
-            advice="give the site's folder as --root; `medfed site init` makes one.",
-        ) from error
-    return parse_site(text, source=str(path))
-
-
-def parse_site(text: str, *, source: str = "site.toml") -> SiteSettings:
-    """Check the text of a ``site.toml``.
-
-    Raises:
-        ConfigError: names the file, line and key, what was found and what is allowed.
-
-    Example:
-        >>> text = '''site = "A"
-        ... [server]
-        ... address = "hub.example:8443"
-        ... [scans]
-        ... folder = "/scans"
-        ... [ledger]
-        ... witness = "/var/lib/medfed/witness.json"
-        ... [policy]
-        ... epsilon_limit = 8.0
-        ... '''
-        >>> parse_site(text).policy.epsilon_limit, parse_site(text).policy.delta_limit
-        (8.0, None)
-    """
-    return read_strict(text, SiteSettings, source=source, next_step=" and try again.")
 
 
 def _check_no_other_ledger(scans: Path, witness: Path) -> None:
@@ -387,36 +360,26 @@ def _check_no_other_ledger(scans: Path, witness: Path) -> None:
         )
 
 
-def _site_toml(
-    name: str, server: str, scans: Path, patient_array: str | None, witness: Path
-) -> str:
-    array = f"patient_array = {json.dumps(patient_array)}\n" if patient_array else ""
-    return f"""\
-# The settings of one site. medfed reads them from this file only.
-site = {json.dumps(name)}
+def _make_key(key: Path) -> None:
+    if not key.parent.is_dir():  # one that is there may be others' too: left as it is
+        private_folder(key.parent)
+    write_private(key, secrets.token_bytes(KEY_BYTES))
 
-[server]
-address = {json.dumps(server)}
 
-[scans]
-folder = {json.dumps(str(scans))}
-{array}# layout = "chexpert"      # where what lies in the folder does not say it; `site check` does
-# patient = "parent"       # in class folders: who the patient is; never change it afterwards
-# join = "accession"       # the worklist's column by which its lines and the files are matched
+def _check_key_place(key: Path, root: Path, scans: Path) -> None:
+    """Keep the key that names patients apart from what it names: their spend, and their scans."""
+    for folder, what in ((root, "the site's folder"), (scans, "the scans folder")):
+        if _is_within(key, folder):
+            raise ConfigError(
+                f"{key}: the pseudonym key would lie in {what}, {folder}; whoever gets a copy of "
+                "both could tell which patient took part in what.",
+                advice="give --pseudonym-key (site.toml: [ledger] pseudonym_key) a path outside "
+                "both, and move the key there if the site has one.",
+            )
 
-[ledger]
-# Remembers how far the ledger has come. Keep it out of the backups of this folder: it is there
-# to notice when one is put back.
-witness = {json.dumps(str(witness))}
 
-[policy]
-# What studies may cost a patient here. There is no default: your data board decides, you
-# write it down, and `medfed site approve` refuses every study until then. For example:
-#   epsilon_limit = 8.0        # most that all studies together may spend per patient
-#   delta_limit = 1e-4         # at most this failure probability; below 1 / number of patients
-#   study_epsilon_limit = 4.0  # if one study may spend less than all together
-allow_no_privacy = false     # true lets a study without differential privacy be approved
-"""
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _check_secret(path: Path) -> None:
@@ -424,9 +387,9 @@ def _check_secret(path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
         raise ConfigError(
-            f"{path}: the key cannot be read ({_reason(error)}).",
-            advice="restore it from a backup of the site's folder; a new site would forget what "
-            "its patients have spent.",
+            f"{path}: the key cannot be read ({error.strerror}).",
+            advice="restore it from its backup; a new site would forget what its patients have "
+            "spent.",
         ) from error
     if mode & 0o077:
         raise ConfigError(
@@ -434,7 +397,3 @@ def _check_secret(path: Path) -> None:
             "allowed: 0600).",
             advice=f"chmod 600 {path}",
         )
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or "" if isinstance(error, OSError) else type(error).__name__

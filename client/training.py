@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from medfed.client.augmentation import DRAWS_PER_SCAN, augment
+from medfed.client.inputs import Inputs, chunk_rows, inputs_for
 from medfed.client.noise import Randomness
 from medfed.client.private_gradients import PatientBatch, PrivateSteps
 from medfed.client.scans.scanset import TRAIN, ScanSet
@@ -33,13 +36,11 @@ from medfed.common.networks.network import Network, loss_per_scan
 from medfed.common.networks.parameters import load_parameters, parameters_of
 from medfed.common.privacy.mechanism import Mechanism
 from medfed.common.study import Site, Study, steps_per_round
+from medfed.common.study_scans import Augmentation
 from medfed.common.updates import Parameters, subtract
 
-_CHUNK_VALUES = 2_000_000
-"""Most numbers in one physical batch, but for a patient alone; public."""
-
-_CACHE_BYTES = 2 << 30
-"""A fixed front end is computed once per scan while its outputs fit in this."""
+Vary = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Scans and the uniform numbers that decide -> the scans varied."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,18 +48,20 @@ class TrainingData:
     """A site's training patients as the network's body takes them. Private.
 
     Attributes:
-        inputs: float32 (scans, ...), the scans or the outputs of the fixed front.
+        inputs: The scans, or the outputs of the fixed front.
         labels: int64 (scans,).
         scans_of: Patient -> rows of its scans.
         pseudonyms: Patient -> the name that the site's ledger knows them by; empty: no names.
         trained: The module that takes ``inputs``: the body where the front is already applied.
+        vary: How scans are varied each time they are drawn; None: not at all.
     """
 
-    inputs: torch.Tensor
+    inputs: Inputs
     labels: torch.Tensor
     scans_of: tuple[npt.NDArray[np.int64], ...]
     trained: nn.Module
     pseudonyms: tuple[bytes, ...] = ()
+    vary: Vary | None = None
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
@@ -77,52 +80,44 @@ class TrainingData:
         return replace(self, scans_of=tuple(rows for name, rows in named if name in eligible))
 
 
-def prepare(network: Network, scans: ScanSet, device: torch.device) -> TrainingData:
-    """Choose the training patients and apply the network's fixed front once.
+def prepare(
+    network: Network, scans: ScanSet, device: torch.device, *, vary: Vary | None = None
+) -> TrainingData:
+    """Choose the training patients, and apply the network's fixed front once.
 
     Args:
         network: On ``device``.
         scans: All scans of the site; the training part is taken.
         device: Where training happens.
+        vary: How scans are varied each time they are drawn; None: not at all.
     """
     part = scans.part_of(TRAIN)
-    images = torch.from_numpy(part.images)
-    inputs, trained = apply_front(network, images, device)
+    inputs, trained = inputs_for(network, part.images, device, varied=vary is not None)
     order = np.argsort(part.patient, kind="stable")
     borders = np.cumsum(np.bincount(part.patient, minlength=part.patients))[:-1]
     return TrainingData(
-        inputs=inputs.to(device),
+        inputs=inputs,
         labels=torch.from_numpy(part.labels).to(device),
         scans_of=tuple(np.split(order, borders)) if part.patients else (),
         trained=trained,
         pseudonyms=part.pseudonyms,
+        vary=vary,
     )
 
 
-def apply_front(
-    network: Network, images: torch.Tensor, device: torch.device
-) -> tuple[torch.Tensor, nn.Module]:
-    """Compute the fixed front once per scan, if there is one and its outputs fit in memory.
-
-    Returns:
-        What to feed, and the module to feed it to.
-    """
-    if network.front is None:
-        return images, network
-    with torch.no_grad():
-        if not len(images):  # none, of the shape that the body takes
-            blank = images.new_zeros(1, *images.shape[1:]).to(device)
-            return network.front(blank)[:0].cpu(), network.body
-        first = network.front(images[:1].to(device))
-        if first.numel() * first.element_size() * len(images) > _CACHE_BYTES:
-            return images, network
-        chunks = torch.split(images, _chunk_rows(first))
-        return torch.cat([network.front(c.to(device)).cpu() for c in chunks]), network.body
+def vary_for(study: Study) -> Vary | None:
+    """How a study varies its training scans; None: not at all."""
+    if study.augmentation is None:
+        return None
+    scans = study.scans
+    black, white = ((value - scans.mean) / scans.std for value in (0.0, 1.0))
+    return partial(_vary, how=study.augmentation, black=black, white=white)
 
 
-def _chunk_rows(inputs: torch.Tensor) -> int:
-    """Rows of a physical batch, from the shape of one scan only."""
-    return max(4, _CHUNK_VALUES // math.prod(inputs.shape[1:]))
+def _vary(
+    inputs: torch.Tensor, draws: torch.Tensor, *, how: Augmentation, black: float, white: float
+) -> torch.Tensor:
+    return augment(inputs, how, draws, black=black, white=white)
 
 
 def train_round(
@@ -234,7 +229,7 @@ class BatchPlan(NamedTuple):
     least: int
 
 
-def batch_plan(mechanism: Mechanism, inputs: torch.Tensor) -> BatchPlan:
+def batch_plan(mechanism: Mechanism, shape: tuple[int, ...]) -> BatchPlan:
     """Plan physical batches that hold nearly every sample, with little to spare.
 
     They have room for the patients expected in a step and four standard deviations more, each
@@ -243,12 +238,11 @@ def batch_plan(mechanism: Mechanism, inputs: torch.Tensor) -> BatchPlan:
 
     Args:
         mechanism: Of the site.
-        inputs: What the network takes, shape ``(scans, ...)``. Only the shape of one scan is
-            read.
+        shape: Of what the network takes of one scan.
     """
     lot, scans = mechanism.lot, mechanism.scans_per_patient
     patients = math.ceil(lot + 4.0 * math.sqrt(lot * (1.0 - mechanism.sampling_rate)))
-    most = max(1, _chunk_rows(inputs) // scans)  # patients in a physical batch
+    most = max(1, chunk_rows(shape) // scans)  # patients in a physical batch
     least = math.ceil(patients / most)
     return BatchPlan(rows=math.ceil(patients / least) * scans, least=least)
 
@@ -260,31 +254,53 @@ def _batches(
     randomness: Randomness,
 ) -> Iterator[PatientBatch]:
     """The sampled patients' scans in physical batches of one size that never split a patient."""
-    plan = batch_plan(mechanism, data.inputs)
+    plan = batch_plan(mechanism, data.inputs.shape)
     chosen: list[npt.NDArray[np.int64]] = []
     done = filled = 0
     for patient in patients:
         scans = data.scans_of[patient]
         scans = scans[randomness.choose(len(scans), mechanism.scans_per_patient)]
         if filled + len(scans) > plan.rows:
-            yield _filled_up(data, chosen, plan.rows)
+            yield _filled_up(data, chosen, plan.rows, randomness)
             chosen, done, filled = [], done + 1, 0
         chosen.append(scans)
         filled += len(scans)
     for rest in [chosen] + [[]] * (plan.least - done - 1):
-        yield _filled_up(data, rest, plan.rows)
+        yield _filled_up(data, rest, plan.rows, randomness)
 
 
-def _filled_up(data: TrainingData, chosen: list[npt.NDArray[np.int64]], rows: int) -> PatientBatch:
+def _filled_up(
+    data: TrainingData, chosen: list[npt.NDArray[np.int64]], rows: int, randomness: Randomness
+) -> PatientBatch:
     """A physical batch of the patients' chosen scans, filled up to ``rows`` with zeros."""
     device = data.inputs.device
-    scans = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *chosen])).to(device)
+    scans = np.concatenate([np.zeros(0, np.int64), *chosen])
+    taken = torch.from_numpy(scans).to(device)
     sizes = torch.tensor([len(scans) for scans in chosen], dtype=torch.int64, device=device)
-    inputs = data.inputs.new_zeros(rows, *data.inputs.shape[1:])
     labels = data.labels.new_zeros(rows)
-    inputs[: len(scans)], labels[: len(scans)] = data.inputs[scans], data.labels[scans]
+    labels[: len(scans)] = data.labels[taken]
+    inputs = _padded_rows(data.inputs, scans, rows)
+    inputs = _varied(data, inputs, randomness)
+    inputs[len(scans) :] = 0.0
     unit = torch.repeat_interleave(torch.arange(len(chosen), device=device), sizes)
     return PatientBatch(inputs, labels, unit, len(chosen), padding=rows - len(scans))
+
+
+def _padded_rows(inputs: Inputs, scans: npt.NDArray[np.int64], rows: int) -> torch.Tensor:
+    """As many rows as a batch has, of any content behind the scans'.
+
+    All are read, decrypted and varied, so that the time tells not how many were drawn.
+    """
+    if not len(inputs):
+        return torch.zeros(rows, *inputs.shape, device=inputs.device)
+    return inputs.rows(np.concatenate([scans, np.zeros(rows - len(scans), np.int64)]))
+
+
+def _varied(data: TrainingData, inputs: torch.Tensor, randomness: Randomness) -> torch.Tensor:
+    if data.vary is None:
+        return inputs
+    draws = randomness.uniform(len(inputs) * DRAWS_PER_SCAN).reshape(len(inputs), DRAWS_PER_SCAN)
+    return data.vary(inputs, torch.from_numpy(draws))
 
 
 def _train_plainly(
@@ -299,11 +315,12 @@ def _train_plainly(
     loss = _loss(study, device)
     taking_part = data.rows
     for places in _shuffled_batches(len(taking_part), study, site, randomness):
-        chosen = torch.from_numpy(taking_part[places]).to(device)
+        chosen = taking_part[places]
+        labels = data.labels[torch.from_numpy(chosen).to(device)]
+        inputs = _varied(data, data.inputs.rows(chosen), randomness)
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, study.training.precision):
-            logits = data.trained(data.inputs[chosen])
-            mean_loss = loss(logits, data.labels[chosen]).mean()
+            mean_loss = loss(data.trained(inputs), labels).mean()
         torch.autograd.backward(mean_loss)
         if penalty is not None:
             penalty()

@@ -13,6 +13,7 @@ Catch by what you can do about it, not by where it came from::
     ├── TrustError              15   a certificate, signature or identity is wrong
     ├── ScanError               16   scans or labels cannot be used; the admin looks at the data
     ├── ApprovalError           17   the site's policy or a missing approval forbids it
+    │   └── NotNowError              the site pauses, or is outside its hours
     └── IncompleteRunError      18   finished, but not as planned: a site lost, a round skipped
 
 Exit code 0 is success, 1 a defect of medfed, 2 a wrong command line, 130 an interruption.
@@ -94,6 +95,10 @@ class ApprovalError(MedfedError):
     """The site's own policy forbids it, or its approval is missing."""
 
     exit_code = 17
+
+
+class NotNowError(ApprovalError):
+    """The site trains nothing at this moment, by its own policy; later it may."""
 
 
 class IncompleteRunError(MedfedError):

@@ -25,21 +25,13 @@ from medfed.common.findings import Findings
 from medfed.common.networks.names import check_network
 from medfed.common.privacy.score_bins import bin_from, inner_edges
 from medfed.common.strict_toml import StrictTable, read_strict
+from medfed.common.study_about import About
 from medfed.common.study_scans import Augmentation, Scans
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Label = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]{1,100}$")]
 """Printable: no control, direction, other format or unassigned character (Unicode C*)."""
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
-
-
-class About(StrictTable):
-    """What the study is, for the people who approve it."""
-
-    name: Name
-    purpose: Annotated[str, Field(min_length=10, max_length=1000)]
-    serial: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
 class Task(StrictTable):

@@ -22,6 +22,7 @@ from medfed.common.networks.build import describe_device, pick_device
 from medfed.common.networks.parameters import network_for, parameters_of
 from medfed.common.processes import Child, end_children, free_port, start_child
 from medfed.common.report.content import RunReport
+from medfed.common.report.preparation import preparation
 from medfed.common.study import Study
 from medfed.common.trust.keys import read_public_key
 from medfed.common.updates import Parameters, decode, shapes_of
@@ -197,6 +198,7 @@ def _report(
         model_path=str(model_path),
         pooled=pooled,
         evaluations=evaluations_in(result),
+        preparation=preparation(study.scans, study.augmentation),
         notes=tuple(source_notes(study, source, source.own)),
         seconds=clock.seconds,
     )

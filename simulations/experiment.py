@@ -25,6 +25,7 @@ from medfed.common.privacy.accounting import NEIGHBOURS, Spend
 from medfed.common.privacy.image_level import patient_epsilon
 from medfed.common.privacy.mechanism import epsilon_after, mechanism_for
 from medfed.common.report.content import Interval, RunReport, SiteRow
+from medfed.common.report.preparation import preparation, preparation_warnings
 from medfed.common.report.words import epsilon_text
 from medfed.common.study import Site, Study
 from medfed.common.updates import Parameters, encode
@@ -128,6 +129,7 @@ def run_experiment(
         pooled=pooled,
         curve=tuple(curve),
         evaluations=evaluations_of(study, result),
+        preparation=preparation(study.scans, study.augmentation),
         notes=tuple(source_notes(study, source, first_sites)),
         seconds=clock.seconds,
         seeds=tuple((seed, value) for seed, _, value in runs) if len(runs) > 1 else (),
@@ -294,7 +296,7 @@ def privacy_statement(study: Study, unit: str) -> str:
 
 
 def source_notes(study: Study, source: Source, site_scans: Mapping[str, ScanSet]) -> Iterator[str]:
-    """What a reader must know about the scans.
+    """What a reader must know about the scans and how they were varied.
 
     Args:
         study: The study.
@@ -314,6 +316,7 @@ def source_notes(study: Study, source: Source, site_scans: Mapping[str, ScanSet]
         yield "One data set was dealt to the sites: all are tested on its common test scans."
     if source.refused:
         yield f"{source.refused} files could not be read as scans and were left out."
+    yield from preparation_warnings(study.augmentation)
 
 
 _MOST_IMAGES = 1000

@@ -89,7 +89,7 @@ def together(sets: Sequence[ScanSet]) -> ScanSet:
     offsets = np.cumsum([0, *(scans.patients for scans in sets)])
     patients = [scans.patient + offset for scans, offset in zip(sets, offsets, strict=False)]
     return ScanSet(
-        images=np.concatenate([scans.images for scans in sets]),
+        images=np.concatenate([np.asarray(scans.images) for scans in sets]),
         labels=np.concatenate([scans.labels for scans in sets]),
         patient=number_in_order(np.concatenate(patients).tolist()),
         part=np.concatenate([scans.part for scans in sets]),

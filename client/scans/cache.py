@@ -20,6 +20,7 @@ import hashlib
 import hmac
 import os
 import sqlite3
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -32,7 +33,6 @@ from medfed.client.scans.cache_index import INDEX, TENSORS, lock, open_index
 from medfed.client.scans.cache_records import (
     NONCE_BYTES,
     CachedTensors,
-    DamagedRecordsError,
     RecordWriter,
 )
 from medfed.client.scans.recipe import Recipe
@@ -43,8 +43,8 @@ NAME_BYTES: Final = 40
 REFUSED: Final = "refused.csv"
 NO_FRAME: Final = -1
 PIECE: Final = 512
-"""Records read at a time when all are looked at."""
-_PATIENT_BLOCK: Final = 64  # patient keys are padded to multiples of it
+"""Records looked up at a time when all are looked at."""
+_BLOCK: Final = 64  # texts are padded to multiples of it
 _FIND: Final = """
 SELECT scans.content, scans.row, scans.patient, scans.refused FROM files
 JOIN scans ON scans.content = files.content AND scans.frame = ?
@@ -132,9 +132,9 @@ class ScanCache:
             self._index, salt = open_index(self.folder, key, recipe.digest)
             self._keys = {
                 use: hmac.digest(key, salt + use.encode(), hashlib.sha256)
-                for use in ("records", "patients", "paths", "contents")
+                for use in ("records", "texts", "paths", "contents")
             }
-            self._patients = AESGCM(self._keys["patients"])
+            self._texts = AESGCM(self._keys["texts"])
             self._records = RecordWriter(self.folder / TENSORS, self._keys["records"], recipe.form)
             self._next_row = int(self._fact("next_row") or 0)
         except BaseException:
@@ -164,25 +164,26 @@ class ScanCache:
         content, row, sealed, refused = found
         name = _name(content, source.frame)
         try:
-            return Found(name, row, self._open_patient(sealed, name), refused)
+            return Found(name, row, self._open(sealed, name), refused)
         except InvalidTag:  # damaged
             self._index.execute(
                 "DELETE FROM scans WHERE content = ? AND frame = ?", found[:1] + (frame,)
             )
             return None
 
-    def add(self, source: Source, content: bytes, patient: str, plain: bytes) -> None:
+    def add(self, source: Source, content: bytes, patient: str, about: str, plain: bytes) -> None:
         """Take a scan. It is durable after ``commit``.
 
         Args:
             source: Where it comes from.
             content: As ``content_name`` gives it.
             patient: The patient key that the file gives. Private.
+            about: What ``about`` is to give. Private.
             plain: Its tensor, as ``packed`` gives it. Private.
         """
         name = _name(content, source.frame)
         self._records.write(self._next_row, name, plain)
-        sealed = self._seal_patient(patient, name)
+        sealed = self._seal(patient, name), self._seal(about, name + b"about")
         self._put(source, content, self._next_row, sealed, None)
         self._next_row += 1
 
@@ -197,7 +198,16 @@ class ScanCache:
         if content is None:
             about = b"unread" + self._path(source.path) + repr(tuple(source.state)).encode()
             content = content_name(self.content_key, about)
-        self._put(source, content, None, None, why)
+        self._put(source, content, None, (None, None), why)
+
+    def about(self, found: Found) -> str:
+        """What was said of a scan when it was added; empty where that is damaged. Private."""
+        asked = "SELECT about FROM scans WHERE row = ?"
+        sealed = self._index.execute(asked, (found.row,)).fetchone()
+        try:
+            return self._open(sealed[0], found.name + b"about") if sealed else ""
+        except InvalidTag:
+            return ""
 
     def know(self, source: Source, content: bytes) -> None:
         """Remember that a file has a content whose scan is here already."""
@@ -224,6 +234,32 @@ class ScanCache:
         self.commit()
         return max(0, dropped)
 
+    def begin_pass(self) -> None:
+        """Begin to note which files there are; ``drop_unseen`` ends it."""
+        self._index.executescript(
+            "CREATE TEMP TABLE IF NOT EXISTS seen (path BLOB PRIMARY KEY) WITHOUT ROWID;"
+            "DELETE FROM seen;"
+        )
+
+    def see(self, path: Path) -> None:
+        """Note that a file is still there."""
+        self._index.execute("INSERT OR IGNORE INTO seen VALUES (?)", (self._path(path),))
+
+    def drop_unseen(self) -> int:
+        """Erase the scans of files that were not seen since ``begin_pass``.
+
+        Returns:
+            How many tensors were written over with zeros.
+        """
+        self._index.execute("DELETE FROM files WHERE path NOT IN (SELECT path FROM seen)")
+        orphans = "FROM scans WHERE content NOT IN (SELECT content FROM files)"
+        rows = self._index.execute(f"SELECT row {orphans} AND row IS NOT NULL").fetchall()
+        for (row,) in rows:
+            self._records.blank(row)
+        self._index.execute(f"DELETE {orphans}")
+        self.commit()
+        return len(rows)
+
     def forget_refused(self) -> None:
         """Drop all refusals, so that the next import tries those files again."""
         self._index.execute("DELETE FROM scans WHERE refused IS NOT NULL")
@@ -231,10 +267,18 @@ class ScanCache:
 
     def tensors(self, found: Iterable[Found]) -> CachedTensors:
         """Open the tensors of a data set whose scans are these, in this order."""
-        pairs = [(scan.row, scan.name) for scan in found]
-        rows = np.asarray([row for row, _ in pairs], dtype=np.int64)
-        names = np.frombuffer(b"".join(name for _, name in pairs), dtype=f"V{NAME_BYTES}")
-        return CachedTensors(self.folder / TENSORS, self._keys["records"], self._form, rows, names)
+        rows, names = array("q"), bytearray()  # there may be a million
+        for scan in found:
+            assert scan.row is not None, "a refused scan has no tensor"
+            rows.append(scan.row)
+            names += scan.name
+        return CachedTensors(
+            self.folder / TENSORS,
+            self._keys["records"],
+            self._form,
+            np.frombuffer(rows, dtype=np.int64),
+            np.frombuffer(names, dtype=f"V{NAME_BYTES}"),
+        )
 
     def damaged(self) -> list[int]:
         """Read all records and give the numbers of those that do not decrypt."""
@@ -244,10 +288,7 @@ class ScanCache:
         while some := listed.fetchmany(PIECE):
             scans = [Found(_name(content, frame), row, "", None) for content, frame, row in some]
             with self.tensors(scans) as tensors:
-                try:
-                    tensors.read(range(len(tensors)))
-                except DamagedRecordsError as error:
-                    found += error.rows
+                found += tensors.damaged()
         return found
 
     def close(self) -> None:
@@ -270,29 +311,29 @@ class ScanCache:
         source: Source,
         content: bytes,
         row: int | None,
-        patient: bytes | None,
+        sealed: tuple[bytes | None, bytes | None],
         why: str | None,
     ) -> None:
         self._index.execute(
-            "INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?, ?)",
-            (content, _frame(source.frame), row, patient, why),
+            "INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?, ?, ?)",
+            (content, _frame(source.frame), row, *sealed, why),
         )
         self.know(source, content)
 
     def _path(self, path: Path) -> bytes:
         return hmac.digest(self._keys["paths"], os.fsencode(path), hashlib.sha256)[:16]
 
-    def _seal_patient(self, patient: str, name: bytes) -> bytes:
-        text = patient.encode("utf-8", "surrogatepass") + b"\x80"
-        text += b"\0" * (-len(text) % _PATIENT_BLOCK)
+    def _seal(self, text: str, name: bytes) -> bytes:
+        plain = text.encode("utf-8", "surrogatepass") + b"\x80"
+        plain += b"\0" * (-len(plain) % _BLOCK)
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._patients.encrypt(nonce, text, name)
+        return nonce + self._texts.encrypt(nonce, plain, name)
 
-    def _open_patient(self, sealed: bytes | None, name: bytes) -> str:
+    def _open(self, sealed: bytes | None, name: bytes) -> str:
         if sealed is None:
             return ""
-        text = self._patients.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name)
-        return text.rstrip(b"\0")[:-1].decode("utf-8", "surrogatepass")
+        plain = self._texts.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name)
+        return plain.rstrip(b"\0")[:-1].decode("utf-8", "surrogatepass")
 
     def _fact(self, name: str) -> int | None:
         found = self._index.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()

@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS files (
   settled INTEGER, content BLOB
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS scans (
-  content BLOB, frame INTEGER, row INTEGER, patient BLOB, refused TEXT,
+  content BLOB, frame INTEGER, row INTEGER, patient BLOB, about BLOB, refused TEXT,
   PRIMARY KEY (content, frame)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS scans_by_row ON scans (row);

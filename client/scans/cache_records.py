@@ -19,8 +19,9 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -32,6 +33,8 @@ from medfed.common.errors import ScanError
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 STEPS: Final = 65535
+PIECE: Final = 64
+"""Records read at a time when all are looked at."""
 _BOUNDS: Final = struct.Struct("<dd")
 _ROW: Final = struct.Struct("<Q")
 
@@ -120,6 +123,13 @@ class Packed:
         np.take(values, steps, out=out, mode="clip")
 
 
+def rounded(tensor: NDArray[np.float32], form: TensorForm) -> NDArray[np.float32]:
+    """Give a tensor as it would come out of a cache: a simulation sees what a site sees."""
+    out = np.empty(form.shape, dtype=np.float32)
+    Packed(form).unpack(bytearray(packed(tensor, form)), out)
+    return out
+
+
 def _values(low: float, high: float) -> NDArray[np.float32]:
     """Step -> value."""
     return (low + np.arange(STEPS + 1) / STEPS * (high - low)).astype(np.float32)
@@ -153,6 +163,10 @@ class RecordWriter:
             written = os.pwrite(self._file, record, start)
             record, start = record[written:], start + written
 
+    def blank(self, row: int) -> None:
+        """Write zeros over a record. It is durable after ``sync``."""
+        os.pwrite(self._file, bytes(self._form.record_bytes), row * self._form.record_bytes)
+
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
         os.fdatasync(self._file)
@@ -165,6 +179,9 @@ class RecordWriter:
 class CachedTensors:
     """Scans of a cache by their place in a data set, read when they are asked for.
 
+    It can stand where an array ``(scans, channels, rows, columns)`` of float32 stands: indexing it
+    with places reads those scans.
+
     Args:
         path: The file of records.
         key: Its key.
@@ -173,8 +190,12 @@ class CachedTensors:
         names: ``(scans,)``: what each is the tensor of, as it was written with.
 
     Guarantee:
-        Reading decrypts the records that are asked for and no other.
+        Reading decrypts the records that are asked for and no other. It goes on after the cache
+        was closed, and after an import added to it.
     """
+
+    dtype: Final = np.dtype(np.float32)
+    ndim: Final = 4
 
     def __init__(
         self,
@@ -198,6 +219,31 @@ class CachedTensors:
     def __repr__(self) -> str:
         return f"CachedTensors(tensor={self._form.shape})"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(scans, channels, rows, columns)``; the first is private."""
+        return (len(self), *self._form.shape)
+
+    def __getitem__(self, scans: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As ``read``."""
+        return self.read(scans)
+
+    def __array__(
+        self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
+    ) -> NDArray[Any]:
+        """All scans, read. numpy asks for it."""
+        return self.read(range(len(self))).astype(dtype or self.dtype, copy=False)
+
+    def chosen(self, scans: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
+        """Give a data set of some of the scans, without reading one.
+
+        Args:
+            scans: Places, or for each scan whether it is chosen.
+        """
+        some = copy(self)
+        some._rows, some._names = self._rows[scans], self._names[scans]
+        return some
+
     def read(self, scans: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Read some scans.
 
@@ -220,6 +266,16 @@ class CachedTensors:
         if damaged:
             raise DamagedRecordsError(self._path, damaged)
         return images
+
+    def damaged(self) -> list[int]:
+        """Read all scans, a few at a time, and give the records that do not decrypt."""
+        found: list[int] = []
+        for first in range(0, len(self), PIECE):
+            try:
+                self.read(range(first, min(first + PIECE, len(self))))
+            except DamagedRecordsError as error:
+                found += error.rows
+        return found
 
     def close(self) -> None:
         """Release the memory map."""

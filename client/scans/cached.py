@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medfed.client.scans.cache import Found, ScanCache, Source
 from medfed.client.scans.cache_index import load_key
-from medfed.client.scans.cache_records import DamagedRecordsError
-from medfed.client.scans.entries import ScanRead
-from medfed.client.scans.import_reader import Unsteady, state_of
+from medfed.client.scans.cache_records import CachedTensors
+from medfed.client.scans.entries import own_key
+from medfed.client.scans.facts import LookedAt, ScanFacts, scan_about
+from medfed.client.scans.import_reader import Unsteady, state_of_entry
 from medfed.client.scans.importing import Progress, import_scans
-from medfed.client.scans.layouts.layout import Entry, Index, nothing_left
-from medfed.client.scans.patients import Pseudonymise
-from medfed.client.scans.read import index_scans
+from medfed.client.scans.layouts.layout import Entry, Index, SourceRules, nothing_left
+from medfed.client.scans.patients import LEFT_OUT, PatientNames, Pseudonymise, is_left_out
+from medfed.client.scans.read import BY_SIGHT, index_scans
 from medfed.client.scans.recipe import recipe_of
 from medfed.client.scans.refusals import Reason
-from medfed.client.scans.scanset import ScanSet
+from medfed.client.scans.scanset import PARTS, TRAIN, ScanSet
 from medfed.common.study import Study
 from medfed.common.study_scans import Scans
 
@@ -54,57 +58,163 @@ def cached_scans(
     Arguments, result and errors are those of ``read_scans``, for a site.
 
     Guarantee:
-        The set is that of ``read_scans``, with each value to within half of one of 65,535 steps
-        from black to white; pictures of 8 or 16 bits that need no resizing, to the bit where the
-        study does not normalise. A damaged record is read anew from its file.
+        The set is that of ``read_scans`` to the bit. Its tensors stay in the cache until they are
+        asked for; each was read once to see that it decrypts, and anew from its file if not.
     """
     index = index_of(site, study)
     with open_cache(site, study.scans) as cache:
         import_scans(index, study.scans, cache, on_progress=on_progress)
-        try:
-            return _assembled(index, study, cache, pseudonymise)
-        except DamagedRecordsError as error:
-            cache.forget(error.rows)
+        scans = _assembled(index, study, cache, pseudonymise, site.settings.scans)
+        damaged = _tensors(scans).damaged()
+        if not damaged:
+            return scans
+        cache.forget(damaged)
         import_scans(index, study.scans, cache, on_progress=on_progress)
-        return _assembled(index, study, cache, pseudonymise)
+        return _assembled(index, study, cache, pseudonymise, site.settings.scans)
+
+
+def looked_at(
+    index: Index,
+    study: Study,
+    cache: ScanCache,
+    pseudonymise: Pseudonymise,
+    rules: SourceRules = BY_SIGHT,
+) -> Iterator[LookedAt]:
+    """Give every usable scan of an index that was imported, with what its file says of it.
+
+    Args:
+        index: The site's.
+        study: Its split rule decides the part.
+        cache: Open, and up to date.
+        pseudonymise: Names the patients.
+        rules: What the site says of its scans; decides which are left out.
+
+    Returns:
+        One by one, in the index's order; nothing is kept. A scan without a patient is its own.
+        Private.
+    """
+    merged = _parts_of_merged(index, study, cache, pseudonymise, rules)
+    for entry, found in _used(index, cache, rules):
+        try:
+            facts, look = scan_about(cache.about(found))
+        except ValueError:
+            facts, look = ScanFacts(), 0
+        key = entry.patient or found.patient or own_key(entry)
+        name = pseudonymise(key)
+        yield LookedAt(
+            entry.file,
+            entry.label,
+            merged.get(name, part_of(entry, key, study)),
+            name,
+            facts,
+            found.name,
+            look,
+            entry.frame,
+        )
+
+
+def _parts_of_merged(
+    index: Index,
+    study: Study,
+    cache: ScanCache,
+    pseudonymise: Pseudonymise,
+    rules: SourceRules,
+) -> dict[bytes, int]:
+    """Name -> part of the persons with merged record numbers: the first that any of these is in."""
+    persons = pseudonymise.persons if isinstance(pseudonymise, PatientNames) else frozenset()
+    parts: dict[bytes, int] = {}
+    for entry, found in _used(index, cache, rules) if persons else ():
+        key = entry.patient or found.patient or own_key(entry)
+        name = pseudonymise(key)
+        if name in persons:
+            part = part_of(entry, key, study)
+            parts[name] = min(part, parts.get(name, part))
+    return parts
+
+
+def tensors_of(index: Index, cache: ScanCache, rules: SourceRules) -> CachedTensors:
+    """Open the tensors of the scans that ``looked_at`` gives, in its order."""
+    return cache.tensors(found for _, found in _used(index, cache, rules))
+
+
+def _used(index: Index, cache: ScanCache, rules: SourceRules) -> Iterator[tuple[Entry, Found]]:
+    """The entries that have a tensor and are not left out, with what the cache has of them."""
+    for entry in index.entries:
+        found = _found(cache, index.folder, entry)
+        if isinstance(found, Found) and found.refused is None:
+            if not is_left_out(entry.patient or found.patient, rules):
+                yield entry, found
+
+
+def part_of(entry: Entry, key: str, study: Study) -> int:
+    """Which part a scan is in, by the study's rule; where it says none, training."""
+    if study.split.rule == "hash":
+        return PARTS[study.split.part_of(key)]
+    return TRAIN if entry.part is None else entry.part
+
+
+def _tensors(scans: ScanSet) -> CachedTensors:
+    assert isinstance(scans.images, CachedTensors)
+    return scans.images
 
 
 def _assembled(
-    index: Index, study: Study, cache: ScanCache, pseudonymise: Pseudonymise | None
+    index: Index,
+    study: Study,
+    cache: ScanCache,
+    pseudonymise: Pseudonymise | None,
+    rules: SourceRules = BY_SIGHT,
 ) -> ScanSet:
-    used: list[tuple[Entry, Found]] = []
-    refused = Counter(index.refused)
-    for entry in index.entries:
-        found = _found(cache, index.folder / entry.file, entry)
-        if isinstance(found, Found) and found.refused is None:
-            used.append((entry, found))
-        else:
-            refused[found if isinstance(found, str) else str(found.refused)] += 1
-    if not used:
-        raise nothing_left(index.folder, refused)
-    patients = [entry.patient or found.patient for entry, found in used]
-    parts = [entry.part for entry, _ in used if entry.part is not None]
-    with cache.tensors(found for _, found in used) as tensors:
-        images = tensors.read(range(len(used)))
+    gathered = _Gathered(Counter(index.refused))
+    tensors = cache.tensors(gathered.usable(index, cache, rules))
+    if not len(tensors):
+        raise nothing_left(index.folder, gathered.refused)
     return ScanSet.assemble(
-        images,  # type: ignore[arg-type]  # an array of tensors is a sequence of them
-        [entry.label for entry, _ in used],
-        [
-            ScanRead(image, patient).key(entry)
-            for image, patient, (entry, _) in zip(images, patients, used, strict=True)
-        ],
-        parts if len(parts) == len(used) else None,
+        tensors,
+        gathered.labels,
+        gathered.keys,
+        gathered.parts if len(gathered.parts) == len(tensors) else None,
         study,
-        unit=index.unit if all(patients) else "image",
-        refused=refused,
+        unit=index.unit if gathered.all_have_patients else "image",
+        refused=gathered.refused,
         pseudonymise=pseudonymise,
     )
 
 
-def _found(cache: ScanCache, path: Path, entry: Entry) -> Found | str:
+@dataclass(repr=False)
+class _Gathered:
+    """What is kept of each scan beside its tensor: a few bytes, for there may be a million."""
+
+    refused: Counter[str]
+    labels: array[int] = field(default_factory=lambda: array("q"))
+    parts: array[int] = field(default_factory=lambda: array("b"))
+    keys: list[str] = field(default_factory=list)
+    all_have_patients: bool = True
+
+    def usable(self, index: Index, cache: ScanCache, rules: SourceRules) -> Iterator[Found]:
+        """Give what the cache has of each usable scan; count the others."""
+        same: dict[str, str] = {}  # a patient's key is kept once
+        for entry in index.entries:
+            found = _found(cache, index.folder, entry)
+            if not isinstance(found, Found) or found.refused is not None:
+                self.refused[found if isinstance(found, str) else str(found.refused)] += 1
+                continue
+            patient = entry.patient or found.patient
+            if is_left_out(patient, rules):
+                self.refused[LEFT_OUT] += 1
+                continue
+            self.labels.append(entry.label)
+            if entry.part is not None:
+                self.parts.append(entry.part)
+            self.keys.append(same.setdefault(patient, patient) if patient else own_key(entry))
+            self.all_have_patients = self.all_have_patients and bool(patient)
+            yield found
+
+
+def _found(cache: ScanCache, folder: Path, entry: Entry) -> Found | str:
     """What the cache has of an entry that was imported just now; else why it has nothing."""
-    state = state_of(path)
+    state = state_of_entry(folder, entry)
     if state is None:
         return Reason.MISSING.value
-    found = cache.find(Source(path, state, entry.frame, settled=False))
+    found = cache.find(Source(folder / entry.file, state, entry.frame, settled=False))
     return Unsteady.CHANGED.value if found is None else found

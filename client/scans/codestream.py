@@ -27,10 +27,12 @@ class CodestreamSize(NamedTuple):
     rows: int
     columns: int
     components: int
+    bits: int
+    """Per sample; the most of any component."""
 
 
 def codestream_size(stream: bytes) -> CodestreamSize | None:
-    """Read the size from a JPEG, JPEG-LS or JPEG 2000 codestream.
+    """Read the size and depth from a JPEG, JPEG-LS or JPEG 2000 codestream.
 
     Returns:
         None when the stream does not state it before its entropy-coded data, or where its
@@ -38,7 +40,7 @@ def codestream_size(stream: bytes) -> CodestreamSize | None:
 
     Example:
         >>> codestream_size(bytes.fromhex("ffd8 ffc0 000b 08 0002 0003 01 011100 ffd9"))
-        CodestreamSize(rows=2, columns=3, components=1)
+        CodestreamSize(rows=2, columns=3, components=1, bits=8)
     """
     try:
         if stream.startswith(_SIZ):
@@ -87,7 +89,11 @@ def _from_siz_marker(stream: bytes, at: int) -> CodestreamSize | None:
         return None
     columns, rows, left, top = struct.unpack_from(">4L", stream, at + 8)
     (components,) = struct.unpack_from(">H", stream, at + 40)
-    return CodestreamSize(rows - top, columns - left, components)
+    depths = stream[at + 42 : at + 42 + 3 * components : 3]
+    if len(depths) != components or not depths:
+        return None
+    bits = max((depth & 0x7F) + 1 for depth in depths)
+    return CodestreamSize(rows - top, columns - left, components, bits)
 
 
 def _from_frame_header(stream: bytes) -> CodestreamSize | None:
@@ -100,7 +106,8 @@ def _from_frame_header(stream: bytes) -> CodestreamSize | None:
         elif marker == 0x01 or 0xD0 <= marker <= 0xD9:  # markers without a length
             at += 2
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return CodestreamSize(*struct.unpack_from(">HHB", stream, at + 5))
+            bits, rows, columns, components = struct.unpack_from(">BHHB", stream, at + 4)
+            return CodestreamSize(rows, columns, components, bits)
         elif marker == 0xDA:  # the scan begins and no frame header came
             return None
         else:

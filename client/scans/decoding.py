@@ -93,11 +93,14 @@ class Decoding(Generic[Job, Result]):
     limits: DecodingLimits = DecodingLimits()
     preload: str = __name__
 
-    def results(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Result | DecodingFailure]]:
+    def results(
+        self, jobs: Iterable[Job], check: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[Job, Result | DecodingFailure]]:
         """Give each job with its result, in the order in which they are done.
 
         Args:
             jobs: Taken a few at a time, as children get free; there may be any number.
+            check: Called about once a second or oftener; what it raises ends the work.
 
         Raises:
             ScanError: the reader found that the data set as a whole cannot be read.
@@ -109,7 +112,7 @@ class Decoding(Generic[Job, Result]):
         """
         run = _Run(self, iter(jobs))
         try:
-            yield from run.results()
+            yield from run.results(check)
         finally:
             run.stop()
 
@@ -124,8 +127,9 @@ class _Run(Generic[Job, Result]):
         self._pool: ProcessPool | None = None
         self._restarts = 0
 
-    def results(self) -> Iterator[tuple[Job, Result | DecodingFailure]]:
+    def results(self, check: Callable[[], None]) -> Iterator[tuple[Job, Result | DecodingFailure]]:
         while self._fill():
+            check()
             done = wait(self._running, timeout=1.0, return_when=FIRST_COMPLETED).done
             for future in done:
                 yield from self._outcome(future, self._running.pop(future))

@@ -3,7 +3,8 @@
 Only pictures are taken: what is no DICOM image is counted and left out, and so is a file that
 itself says there is text burned into its picture. Pictures are not looked at: what is written in
 them, and a face that could be rebuilt from a head scan, stays. The new files are named by their
-new identifiers, because the old names often are the patient's.
+new identifiers, because the old names often are the patient's. The labels of a worklist go with
+them (``clean_labels.py``).
 
 Source:
     DICOM PS3.15 annex E; PS3.10 7.1 (preamble and file meta information).
@@ -16,6 +17,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -25,10 +27,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
 from medfed.client.scans.bare_pixels import bare_pixels
+from medfed.client.scans.clean_labels import CleanLabels
 from medfed.client.scans.confidentiality import Profile
 from medfed.client.scans.confidentiality_table import is_standard
 from medfed.client.scans.export_names import ExportNames, open_names
 from medfed.client.scans.guards import element, open_scan
+from medfed.client.scans.label_safety import Identity, identity_of
+from medfed.client.scans.layouts.dicom_worklist import WORKLIST
 from medfed.client.scans.refusals import RefusedScanError
 from medfed.common.errors import ConfigError, ScanError
 from medfed.common.files import write_atomically
@@ -59,12 +64,19 @@ class CleanFile:
         name: The object's new UID.
         content: The bytes of the file.
         may_show_text: Whether it is of a kind that often has text in the picture.
+        was: What the file said of itself.
     """
 
     patient: str
     name: str
     content: bytes = field(repr=False)
     may_show_text: bool
+    was: Identity = field(repr=False)
+
+    @property
+    def place(self) -> str:
+        """Its path below the target folder, with ``/``."""
+        return f"{self.patient}/{self.name}.dcm"
 
 
 @dataclass(frozen=True)
@@ -76,12 +88,16 @@ class Outcome:
         patients: Patients they are of.
         may_show_text: How many of them may have text in the picture.
         left_out: Reason → number of files that were not written.
+        labelled: Lines of the ``worklist.csv`` that was written; None: the source has none.
+        label_notes: Reason → number of files, lines or labels that are not in it.
     """
 
     written: int
     patients: int
     may_show_text: int
     left_out: Mapping[str, int]
+    labelled: int | None
+    label_notes: Mapping[str, int]
 
 
 def deidentify_folder(
@@ -91,9 +107,10 @@ def deidentify_folder(
     *,
     shift_dates: bool = False,
     resume: bool = False,
+    label_column: str = "label",
     seen: Callable[[int, int], None] = lambda _looked_at, _total: None,
 ) -> Outcome:
-    """De-identify all DICOM images below a folder.
+    """De-identify all DICOM images below a folder, and the labels of its worklist.
 
     Args:
         source: Folder; only read. Links in it are not followed.
@@ -101,7 +118,9 @@ def deidentify_folder(
         key_file: Secret key of the new names; made where there is none. The same key gives the
             same names. Outside ``source`` and ``target``.
         shift_dates: Keep some dates, moved by a number of days that the patient's name fixes.
-        resume: Whether ``target`` may hold files of an earlier run; they are left as they are.
+        resume: Whether ``target`` may hold files of an earlier run; they are left as they are,
+            and lines are added to their worklist.
+        label_column: What the column of labels in ``worklist.csv`` is called.
         seen: Told after each file how many were looked at, and how many there are.
 
     Returns:
@@ -109,23 +128,29 @@ def deidentify_folder(
 
     Raises:
         ConfigError: a folder or the key is not as said above, or the extra ``deid`` is missing.
-        ScanError: no file could be written, or the target's disk failed.
+        ScanError: no file could be written, the worklist is no table, or the target's disk
+            failed.
 
     Guarantee:
-        Nothing is written outside ``target`` but the key, nothing that is there is changed,
-        and a file is written whole or not at all.
+        Nothing is written outside ``target`` but the key, no image that is there is changed,
+        and a file is written whole or not at all. The worklist comes last: a run that was ended
+        earlier leaves images without labels.
     """
     source, target, key_file = source.resolve(), target.resolve(), key_file.resolve()
     _check_places(source, target, key_file, resume=resume)
     names = open_names(key_file)
     profile = Profile(names, shift_dates=shift_dates)
     target = private_folder(target)
+    labels = CleanLabels(source, target, label_column)
+    _sweep(target)
     left_out: Counter[str] = Counter()
     patients: set[str] = set()
     written = risky = 0
     total = sum(1 for _ in _files(source))
     for count, path in enumerate(_files(source), start=1):
         clean = _clean_or_reason(path, profile, names)
+        if isinstance(clean, CleanFile):
+            labels.take(path, clean.was, clean.place)
         if isinstance(clean, CleanFile) and not _write(clean, target):
             clean = LeftOut.THERE.value
         if isinstance(clean, CleanFile):
@@ -136,7 +161,9 @@ def deidentify_folder(
         seen(count, total)
     if not written and not left_out[LeftOut.THERE]:
         raise _nothing(source, left_out)
-    return Outcome(written, len(patients), risky, dict(left_out))
+    labelled = _write_labels(labels.content(), target) if (source / WORKLIST).is_file() else None
+    notes = {note: count for note, count in labels.notes.items() if count}
+    return Outcome(written, len(patients), risky, dict(left_out), labelled, notes)
 
 
 def deidentify_file(path: Path, profile: Profile, names: ExportNames) -> CleanFile | LeftOut:
@@ -172,7 +199,8 @@ def deidentify_file(path: Path, profile: Profile, names: ExportNames) -> CleanFi
             content = _bytes(clean, UID(dataset.file_meta.TransferSyntaxUID))
         except Exception:  # an odd value that pydicom read and cannot write raises anything
             return LeftOut.UNWRITABLE
-        return CleanFile(patient, names.uid(instance), content, _may_show_text(dataset))
+        shows_text, was = _may_show_text(dataset), identity_of(dataset)
+        return CleanFile(patient, names.uid(instance), content, shows_text, was)
 
 
 def _clean_or_reason(path: Path, profile: Profile, names: ExportNames) -> CleanFile | str:
@@ -217,27 +245,49 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """Every file below a folder, folder by folder in order of name."""
+    """Every file below a folder but its worklist, folder by folder in order of name."""
     for folder, below, files in os.walk(source):
         below.sort()
-        yield from (Path(folder) / name for name in sorted(files))
+        paths = (Path(folder) / name for name in sorted(files))
+        yield from (path for path in paths if path != source / WORKLIST)
 
 
 def _write(clean: CleanFile, target: Path) -> bool:
     """Write a file unless one of its name is there."""
-    folder = target / clean.patient
-    path = folder / f"{clean.name}.dcm"
+    path = target / clean.place
     if path.exists():
         return False
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+    with _disk(target):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         write_atomically(path, clean.content)
+    return True
+
+
+def _write_labels(content: bytes | None, target: Path) -> int:
+    """Write the worklist, if there is one; give the number of its lines."""
+    if content is None:
+        return 0
+    with _disk(target):
+        write_atomically(target / WORKLIST, content)
+    return content.count(b"\n") - 1
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a run that was killed has not finished writing."""
+    for pattern in ("*/.*.dcm.*.part", f".{WORKLIST}.*.part"):
+        for path in target.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk(target: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ScanError(
             f"{target}: a file cannot be written ({error.strerror}).",
             advice="make room, or give another folder; go on with --resume.",
         ) from None
-    return True
 
 
 def _check_places(source: Path, target: Path, key_file: Path, *, resume: bool) -> None:

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medfed.client.scans.facts import ScanFacts, facts_of_picture
 from medfed.client.scans.layouts.files import ARRAYS, PICTURES, VOLUMES, has_ending
 from medfed.client.scans.layouts.layout import Entry, Index
 from medfed.client.scans.npz import load_images
 from medfed.client.scans.pictures import read_picture
 from medfed.client.scans.pixels import read_dicom
-from medfed.client.scans.refusals import RefusedScanError
+from medfed.client.scans.refusals import Reason, RefusedScanError
+from medfed.client.scans.series import read_series
 from medfed.client.scans.tensors import tensor_of
 from medfed.client.scans.volumes import read_volume
 from medfed.common.study_scans import Scans
@@ -25,13 +27,20 @@ class ScanRead(NamedTuple):
     """``(channels, rows, columns)``, normalised as the study says."""
     patient: str
     """Key of the privacy unit; empty where nothing says whose the scan is."""
+    facts: ScanFacts = ScanFacts()
+    """How it was taken."""
 
     def __repr__(self) -> str:
         return f"ScanRead(tensor={self.tensor.shape})"
 
     def key(self, entry: Entry) -> str:
-        """The key to group by: without a patient a key of the scan's own, which no id equals."""
-        return self.patient or f"no id: \\{entry.file}"  # a backslash cannot stand in an LO value
+        """The key to group by: the patient's, or the scan's own."""
+        return self.patient or own_key(entry)
+
+
+def own_key(entry: Entry) -> str:
+    """The key of a scan without a patient, which no patient id equals. Private."""
+    return f"no id: \\{entry.file}"  # a backslash cannot stand in an LO value
 
 
 class EntryReader:
@@ -66,15 +75,22 @@ class EntryReader:
 
     def _read(self, entry: Entry) -> ScanRead:
         path, known = self._folder / entry.file, entry.patient or ""
+        if self._scans.intensity == "fixed" and has_ending(entry.file, (*PICTURES, *ARRAYS)):
+            raise RefusedScanError(Reason.NO_UNITS)
+        facts = facts_of_picture(0, 0, 0, entry.view, entry.modality)
         if has_ending(entry.file, PICTURES):
-            return ScanRead(read_picture(path, self._scans), known)
+            return ScanRead(read_picture(path, self._scans), known, facts)
         if has_ending(entry.file, VOLUMES):
-            return ScanRead(read_volume(path, self._scans, entry.frame), known)
+            return ScanRead(read_volume(path, self._scans, entry.frame), known, facts)
         if has_ending(entry.file, ARRAYS) and entry.frame is not None:
             picture = self._pictures(entry.file)[entry.frame]
-            return ScanRead(tensor_of(picture / 255.0, self._scans), known)
-        scan = read_dicom(path, self._scans)
-        return ScanRead(scan.tensor, known or scan.patient_id)
+            return ScanRead(tensor_of(picture / 255.0, self._scans), known, facts)
+        if self._scans.series:
+            others = [self._folder / other for other in entry.others]
+            scan = read_series([path, *others], self._scans)
+        else:
+            scan = read_dicom(path, self._scans)
+        return ScanRead(scan.tensor, known or scan.patient_id, scan.facts)
 
     def _pictures(self, file: str) -> NDArray[np.uint8]:
         if self._arrays is None or self._arrays[0] != file:

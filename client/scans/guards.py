@@ -3,9 +3,9 @@
 A file comes from outside and may be broken or hostile: two kilobytes can ask a decoder for
 two gigabytes. The cheap checks stand first: the size of the file, the magic word, the transfer
 syntax; a deflated data set is inflated up to a limit; what is not pixel data is parsed up to a
-limit; then the image header; then, for compressed pixels, the size that the *codestream*
-states, because decoders obey it and not the header. Decoding in a child process with its own
-limits is not done here.
+limit; then the image header; then, for compressed pixels, the size that the *codestream* of the
+first frame states, because decoders obey it and not the header; the other frames' is compared
+when they are decoded. Decoding in a child process with its own limits is not done here.
 
 Source:
     DICOM PS3.10 section 7.1 (preamble, prefix, file meta information); PS3.5 section 8.2
@@ -26,7 +26,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset, read_partial
 
-from medfed.client.scans.codestream import codestream_size, rle_bound_bytes
+from medfed.client.scans.codestream import CodestreamSize, codestream_size, rle_bound_bytes
 from medfed.client.scans.refusals import Reason, RefusedScanError
 
 MAX_FILE_BYTES: Final = 512 << 20
@@ -96,8 +96,8 @@ def open_scan(path: Path) -> tuple[Dataset, ImageHeader]:
         path: A file; its content is not trusted.
 
     Returns:
-        The data set (private) and its checked image header. Compressed pixels agree with
-        the header in size; native pixels are long enough.
+        The data set (private) and its checked image header. The first compressed frame agrees
+        with the header in size; native pixels are long enough.
 
     Raises:
         RefusedScanError: with the first rule that the file breaks.
@@ -105,7 +105,7 @@ def open_scan(path: Path) -> tuple[Dataset, ImageHeader]:
     Guarantee:
         Nothing larger than ``MAX_FILE_BYTES`` is read or inflated, of what is not pixel data
         no more than ``MAX_OVERHEAD_BYTES`` is parsed, and no header passes that asks for more
-        than ``MAX_PIXELS``. The frame that was checked is the frame that a decoder finds.
+        than ``MAX_PIXELS``.
     """
     content = read_bounded(path)
     if content[128:132] != b"DICM":
@@ -196,7 +196,7 @@ def read_bounded(path: Path) -> bytes:
         if status.st_size > MAX_FILE_BYTES:
             raise RefusedScanError(Reason.TOO_LARGE)
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(status.st_size + 1)
     except OSError:
         raise RefusedScanError(Reason.MISSING) from None
     if len(content) > MAX_FILE_BYTES:
@@ -284,26 +284,50 @@ def _deflated(meta: FileMetaDataset, content: bytes) -> Dataset:
     return dataset
 
 
-def _check_pixels(dataset: Dataset, header: ImageHeader) -> None:
-    """Compare the pixel data with the header: its length, or the size its codestream states."""
-    pixels = element(dataset, "PixelData")
-    if not isinstance(pixels, bytes):
-        raise RefusedScanError(Reason.NO_PIXELS)
+def check_frame(dataset: Dataset, header: ImageHeader, index: int) -> CodestreamSize | None:
+    """Compare what the codestream of one compressed frame states with the header.
+
+    Args:
+        dataset: With pixel data, and without an extended offset table. Private.
+        header: Its checked image header.
+        index: Which frame, from 0.
+
+    Returns:
+        What it states; None where there is no codestream, in native and run-length frames.
+
+    Raises:
+        RefusedScanError: it is another picture than the header says, or not to be found.
+
+    Guarantee:
+        The frame looked at is the one that pydicom decodes under this index.
+    """
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax in NATIVE:
-        if len(pixels) * 8 < native_bits(header):
-            raise RefusedScanError(Reason.DECODE)
-        return
+        return None
     try:
-        first = get_frame(pixels, 0, number_of_frames=header.frames)
+        frame = get_frame(dataset.PixelData, index, number_of_frames=header.frames)
     except Exception:  # a broken item structure raises whatever it runs into
         raise RefusedScanError(Reason.DECODE) from None
     size = (header.rows, header.columns, header.samples)
     if syntax == uids.RLELossless:
-        if len(first) > rle_bound_bytes(*size, header.bits_allocated):
+        if len(frame) > rle_bound_bytes(*size, header.bits_allocated):
             raise RefusedScanError(Reason.CODESTREAM)
-    elif codestream_size(first) != size:
+        return None
+    stated = codestream_size(frame)
+    if stated is None or stated[:3] != size or stated.bits > header.bits_allocated:
         raise RefusedScanError(Reason.CODESTREAM)
+    return stated
+
+
+def _check_pixels(dataset: Dataset, header: ImageHeader) -> None:
+    """Check the length of native pixel data, or the first of the compressed frames."""
+    pixels = element(dataset, "PixelData")
+    if not isinstance(pixels, bytes):
+        raise RefusedScanError(Reason.NO_PIXELS)
+    native = dataset.file_meta.TransferSyntaxUID in NATIVE
+    if native and len(pixels) * 8 < native_bits(header):
+        raise RefusedScanError(Reason.DECODE)
+    check_frame(dataset, header, 0)
 
 
 def native_bits(header: ImageHeader) -> int:

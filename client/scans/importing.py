@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -28,20 +28,26 @@ from medfed.client.scans.import_reader import (
     Reading,
     Unsteady,
     entry_reader,
-    state_of,
+    state_of_entry,
 )
 from medfed.client.scans.layouts.files import ARRAYS, has_ending
 from medfed.client.scans.layouts.layout import Entry, Index
 from medfed.client.scans.recipe import recipe_of
 from medfed.client.scans.refusals import Reason
 from medfed.common.errors import ScanError
+from medfed.common.interruption import interrupts_held
 from medfed.common.study_scans import Scans
 
 COMMIT_SCANS: Final = 512
 COMMIT_S: Final = 2.0
 """What is imported becomes durable after so many scans, or seconds."""
+SLICE_S: Final = 0.5
+"""Seconds more that a series may take for each slice but the first; JPEG 2000 takes 0.03."""
 ARRAY_LIMITS: Final = DecodingLimits(children=1, time_s=600.0, memory_bytes=20 << 30)
 """An ``.npz`` is one file of many scans: one child holds all of its pictures."""
+
+FORMULAS: Final = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula: such a file is reported as ``./=…``."""
 
 _PASSING: Final = (Reason.MISSING.value, Unsteady.CHANGED.value)  # not to be remembered
 _PREPARE: Final = "medfed.client.scans.import_reader"
@@ -62,6 +68,7 @@ class Tally:
         refused: Reason -> entries without a tensor, those refused earlier included.
         left_out: Reason -> scans or lines that are not in the index.
         damaged: Records of the cache that were found damaged, and dropped.
+        erased: Tensors that were erased because the folder has their file no more.
     """
 
     listed: int = 0
@@ -71,6 +78,7 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     damaged: int = 0
+    erased: int = 0
 
 
 def import_scans(
@@ -82,6 +90,7 @@ def import_scans(
     on_progress: Progress | None = None,
     again: bool = False,
     verify: bool = False,
+    prune: bool = False,
     make_read: MakeRead = entry_reader,
 ) -> Tally:
     """Bring every scan of an index into the cache that is not there yet.
@@ -94,6 +103,7 @@ def import_scans(
         on_progress: Told after every entry.
         again: Try files again that were refused before.
         verify: Read every record first, and drop those that are damaged.
+        prune: At the end erase what belongs to files that the index does not name.
         make_read: Gives, in a child, what reads an entry.
 
     Raises:
@@ -110,8 +120,10 @@ def import_scans(
             tally.damaged = cache.forget(cache.damaged())
         if again:
             cache.forget_refused()
-        with _report(cache.folder / REFUSED) as report:
-            job = _Import(index, cache, tally, report, on_progress)
+        if prune:
+            cache.begin_pass()
+        with interrupts_held() as check, _report(cache.folder / REFUSED) as report:
+            job = _Import(index, cache, tally, report, on_progress, prune=prune)
             make = MakeReader(
                 index.layout,
                 index.folder,
@@ -121,7 +133,9 @@ def import_scans(
                 cache.content_key,
                 make_read,
             )
-            job.run(Decoding(make, limits or limits_for(index), _PREPARE))
+            job.run(Decoding(make, limits or limits_for(index), _PREPARE), check)
+        if prune:
+            tally.erased = cache.drop_unseen()
     return tally
 
 
@@ -135,13 +149,16 @@ class _Import:
         tally: Tally,
         report: Callable[[str, Entry], None],
         on_progress: Progress | None,
+        *,
+        prune: bool,
     ) -> None:
+        self._prune = prune
         self._index, self._cache, self._tally, self._report = index, cache, tally, report
         self._on_progress, self._done = on_progress, 0
         self._pending, self._committed_at = 0, time.monotonic()
 
-    def run(self, decoding: Decoding[Job, Reading]) -> None:
-        results = decoding.results(self._changed())
+    def run(self, decoding: Decoding[Job, Reading], check: Callable[[], None]) -> None:
+        results = decoding.results(self._changed(check), check)
         try:
             for job, result in results:
                 if isinstance(result, DecodingFailure):
@@ -151,12 +168,15 @@ class _Import:
             results.close()  # type: ignore[attr-defined]  # a generator; its children end here
             self._cache.commit()
 
-    def _changed(self) -> Iterator[Job]:
+    def _changed(self, check: Callable[[], None]) -> Iterator[Job]:
         """The entries that must be looked at; the others are counted."""
         for entry in self._index.entries:
+            check()
             self._tally.listed += 1
             path = self._index.folder / entry.file
-            state = state_of(path)
+            if self._prune:
+                self._cache.see(path)
+            state = state_of_entry(self._index.folder, entry)
             if state is None:
                 self._refused(Reason.MISSING.value, entry)
                 continue
@@ -177,7 +197,7 @@ class _Import:
                 self._cache.refuse(reading.source, content, refused)
             self._refused(refused, entry)
         elif content is not None and reading.plain is not None:
-            self._cache.add(reading.source, content, reading.patient, reading.plain)
+            self._cache.add(reading.source, content, reading.patient, reading.about, reading.plain)
             self._tally.imported += 1
             self._step()
         elif content is not None:
@@ -209,32 +229,39 @@ class _Import:
 
 
 def limits_for(index: Index) -> DecodingLimits:
-    """What the children may use that read this index."""
-    arrays = bool(index.entries) and has_ending(index.entries[0].file, ARRAYS)
-    return ARRAY_LIMITS if arrays else DecodingLimits()
+    """What the children may use that read this index; the longest series says how long."""
+    if index.entries and has_ending(index.entries[0].file, ARRAYS):
+        return ARRAY_LIMITS
+    others = max((len(entry.others) for entry in index.entries), default=0)
+    usual = DecodingLimits()
+    return replace(usual, time_s=usual.time_s + SLICE_S * others)
 
 
 @contextmanager
 def _report(path: Path) -> Iterator[Callable[[str, Entry], None]]:
     """Write the names of refused files beside the last report; it takes its place at the end."""
     part = path.with_name(f".{path.name}.part")
-    with open(
-        os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
-        "w",
-        newline="",
-        encoding="utf-8",
-        errors="surrogateescape",
-    ) as file:
-        yield _reporter(file)
-    part.replace(path)
+    try:
+        with open(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+            "w",
+            newline="",
+            encoding="utf-8",
+            errors="surrogateescape",
+        ) as file:
+            yield _reporter(file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _reporter(file: TextIO) -> Callable[[str, Entry], None]:
-    lines = csv.writer(file)
+def _reporter(stream: TextIO) -> Callable[[str, Entry], None]:
+    lines = csv.writer(stream)
     lines.writerow(["reason", "file", "picture"])
 
     def write(reason: str, entry: Entry) -> None:
-        lines.writerow([reason, entry.file, "" if entry.frame is None else entry.frame])
+        file = f"./{entry.file}" if entry.file.startswith(FORMULAS) else entry.file
+        lines.writerow([reason, file, "" if entry.frame is None else entry.frame])
 
     return write
 

@@ -11,22 +11,39 @@ Source:
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
+from numpy.lib.format import (
+    MAGIC_PREFIX,
+    read_array,
+    read_array_header_1_0,
+    read_array_header_2_0,
+    read_magic,
+)
 from numpy.typing import NDArray
 
 from medfed.client.scans.scanset import PARTS
 from medfed.common.errors import ScanError
+from medfed.common.report.words import clean
 from medfed.common.study import Study
 
 MAX_ARRAYS_BYTES: Final = 8 << 30
 """Largest sum of all arrays, inflated."""
+MAX_PICTURES: Final = 1_000_000
+"""Most pictures of one array."""
+MAX_KEYS_BYTES: Final = 64 << 20
+"""Largest array of groups."""
+MAX_READ_BYTES: Final = 1 << 20
+"""Most that is read of the file at once, its list of arrays included: some ten thousand."""
+NAMES_SHOWN: Final = 20
+"""Most arrays that a message names."""
 SPLIT_NAMES: Final[Mapping[str, int]] = {
     "train": PARTS["train"],
     "val": PARTS["validation"],
@@ -69,13 +86,17 @@ def index_pictures(path: Path, study: Study) -> PictureIndex:
     Raises:
         ScanError: the file cannot be read, arrays are missing or of wrong shape or type, or a
             label is none of the study's.
+
+    Guarantee:
+        What is inflated and kept grows with the number of pictures, at most ``MAX_PICTURES``, and
+        not with what else the archive holds or says that it holds.
     """
-    with _opened(path) as content:
-        prefixes = _prefixes(content)
-        _check_present(path, content, prefixes, study.scans.group_key)
-        shapes = [_image_shape(path, content, f"{prefix}images") for prefix in prefixes]
+    with _opened(path) as arrays:
+        prefixes = _prefixes(arrays)
+        _check_present(arrays, prefixes, study.scans.group_key)
+        shapes = [_image_shape(arrays, f"{prefix}images") for prefix in prefixes]
         pieces = [
-            _piece(path, content, prefix, shape[0], study)
+            _piece(arrays, prefix, shape[0], study)
             for prefix, shape in zip(prefixes, shapes, strict=True)
         ]
     if len({shape[1:] for shape in shapes}) != 1:
@@ -101,13 +122,9 @@ def load_images(path: Path) -> NDArray[np.uint8]:
     Raises:
         ScanError: the file cannot be read, or its pictures are of wrong shape or type.
     """
-    with _opened(path) as content:
-        return np.concatenate(
-            [
-                _images(path, content[f"{prefix}images"], f"{prefix}images")
-                for prefix in _prefixes(content)
-            ]
-        )
+    with _opened(path) as arrays:
+        parts = [_images(arrays, f"{prefix}images") for prefix in _prefixes(arrays)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def load_pictures(path: Path, study: Study) -> Pictures:
@@ -120,16 +137,77 @@ def load_pictures(path: Path, study: Study) -> Pictures:
     return Pictures(load_images(path), *index)
 
 
+class _Header(NamedTuple):
+    """What an array says of itself."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {self.shape}"[:100]
+
+
+class _BoundedFile(io.FileIO):
+    """A file of which little is read at once: an archive's list of members is, in one piece."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file.
+
+        Raises:
+            ValueError: more than ``MAX_READ_BYTES`` is asked for and there.
+        """
+        most = MAX_READ_BYTES + 1
+        piece = super().read(most if size is None or size < 0 else min(size, most))
+        if len(piece) > MAX_READ_BYTES:
+            raise ValueError("more than may be read at once")
+        return piece
+
+
+class _Arrays:
+    """The arrays of an archive: what their headers say, and their values when asked for."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path, self._archive = path, archive
+        self._members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    @property
+    def names(self) -> list[str]:
+        """Of all members, without their ending."""
+        return list(self._members)
+
+    def header(self, name: str) -> _Header:
+        """Look at an array's header; nothing else of it is inflated."""
+        entry = self._members[name]
+        with self._archive.open(entry) as member:
+            if member.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+                raise _refused(self.path, "it holds something that is no array")
+            member.seek(0)
+            read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
+            shape, _, dtype = read[read_magic(member)](member)
+            stated = member.tell() + math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or stated != entry.file_size:
+            raise ValueError("pickled, or longer or shorter than it says")
+        return _Header(tuple(shape), dtype)
+
+    def values(self, name: str) -> NDArray[Any]:
+        """Read an array whose header was looked at."""
+        with self._archive.open(self._members[name]) as member:
+            array: NDArray[Any] = read_array(member, allow_pickle=False)
+        return array
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[NpzFile]:
-    """The arrays of the file, read when asked for, after their inflated size was looked at."""
+def _opened(path: Path) -> Iterator[_Arrays]:
+    """The arrays of the file, after their inflated size was looked at."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_ARRAYS_BYTES:
-            raise _refused(path, f"its arrays take {size} bytes, above {MAX_ARRAYS_BYTES}")
-        with np.load(path, allow_pickle=False) as content:
-            yield content
+            if size > MAX_ARRAYS_BYTES:
+                raise _refused(path, f"its arrays take {size} bytes, above {MAX_ARRAYS_BYTES}")
+            yield _Arrays(path, archive)
     except ScanError:
         raise
     except Exception as error:  # a broken archive or header raises whatever it runs into
@@ -140,108 +218,82 @@ def _opened(path: Path) -> Iterator[NpzFile]:
         ) from None
 
 
-def _prefixes(content: NpzFile) -> dict[str, int | None]:
+def _prefixes(arrays: _Arrays) -> dict[str, int | None]:
     """What stands before ``images`` -> its part; one empty prefix without a part, or three."""
     three: dict[str, int | None] = {f"{name}_": part for name, part in SPLIT_NAMES.items()}
-    return three if any(f"{prefix}images" in content for prefix in three) else {"": None}
+    return three if any(f"{prefix}images" in arrays for prefix in three) else {"": None}
 
 
-def _check_present(
-    path: Path, content: NpzFile, prefixes: Mapping[str, int | None], group: str | None
-) -> None:
+def _check_present(arrays: _Arrays, prefixes: Mapping[str, int | None], group: str | None) -> None:
     names = ["images", "labels"] + ([group] if group is not None else [])
-    missing = [p + name for p in prefixes for name in names if p + name not in content]
-    if missing:
-        for name in content.files:  # in a damaged file, the names are not what is wrong
-            if not isinstance(content[name], np.ndarray):
-                raise _refused(path, "it holds something that is no array")
-        raise ScanError(
-            f"{path}: arrays missing: {', '.join(missing)}; found: "
-            f"{', '.join(content.files) or 'none'}.",
-            advice="give a file with train_images, train_labels, val_…, test_…, or with images "
-            "and labels, and the array that scans.group_key names.",
-        )
+    missing = [p + name for p in prefixes for name in names if p + name not in arrays]
+    if not missing:
+        return
+    found = arrays.names[:NAMES_SHOWN]
+    for name in found:  # in a damaged file, the names are not what is wrong
+        arrays.header(name)
+    raise ScanError(
+        f"{arrays.path}: arrays missing: {', '.join(missing)}; found: "
+        f"{', '.join(clean(name)[:64] for name in found) or 'none'}.",
+        advice="give a file with train_images, train_labels, val_…, test_…, or with images "
+        "and labels, and the array that scans.group_key names.",
+    )
 
 
-def _piece(
-    path: Path, content: NpzFile, prefix: str, scans: int, study: Study
-) -> tuple[list[int], list[str]]:
+def _piece(arrays: _Arrays, prefix: str, scans: int, study: Study) -> tuple[list[int], list[str]]:
     """Labels and group keys of one part."""
-    name, group = f"{prefix}labels", study.scans.group_key
-    labels = _labels(path, _array(path, content, name), name, scans, study)
-    if group is None:
-        return labels, []
-    return labels, _keys(path, _array(path, content, prefix + group), prefix + group, scans)
+    group = study.scans.group_key
+    labels = _labels(arrays, f"{prefix}labels", scans, study)
+    return labels, [] if group is None else _keys(arrays, prefix + group, scans)
 
 
-def _array(path: Path, content: NpzFile, name: str) -> NDArray[np.generic]:
-    array: object = content[name]
-    if not isinstance(array, np.ndarray):
-        raise _refused(path, "it holds something that is no array")
-    return array
-
-
-def _image_shape(path: Path, content: NpzFile, name: str) -> tuple[int, ...]:
-    """Shape of an array of pictures, from its first bytes."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, _, dtype = read(member)
-    _check_images(path, shape, dtype, name)
-    return tuple(shape[:3]) if shape[3:] == (1,) else tuple(shape)
-
-
-def _images(path: Path, array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
-    _check_images(path, array.shape, array.dtype, name)
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[:, :, :, 0]
-    return array.astype(np.uint8, copy=False)
-
-
-def _check_images(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], name: str
-) -> None:
+def _image_shape(arrays: _Arrays, name: str) -> tuple[int, ...]:
+    """Shape of an array of pictures, checked: ``(scans, rows, columns)``, or with 3 behind."""
+    shape, dtype = header = arrays.header(name)
     sound = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
     if dtype != np.uint8 or not sound or 0 in shape[1:]:
         raise _refused(
-            path,
-            f"{name} is {dtype} of shape {shape}; allowed is uint8 of shape "
+            arrays.path,
+            f"{name} is {header}; allowed is uint8 of shape "
             "(scans, rows, columns), or the same with 1 or 3 colours last",
         )
+    if shape[0] > MAX_PICTURES:
+        raise _refused(arrays.path, f"{name} holds more than {MAX_PICTURES} pictures")
+    return shape[:3] if shape[3:] == (1,) else shape
 
 
-def _labels(
-    path: Path, array: NDArray[np.generic], name: str, scans: int, study: Study
-) -> list[int]:
-    flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-    if flat.shape != (scans,) or not np.issubdtype(flat.dtype, np.integer):
+def _images(arrays: _Arrays, name: str) -> NDArray[np.uint8]:
+    return arrays.values(name).reshape(_image_shape(arrays, name)).astype(np.uint8, copy=False)
+
+
+def _labels(arrays: _Arrays, name: str, scans: int, study: Study) -> list[int]:
+    shape, dtype = header = arrays.header(name)
+    if shape not in ((scans,), (scans, 1)) or not np.issubdtype(dtype, np.integer):
         raise _refused(
-            path,
-            f"{name} is {array.dtype} of shape {array.shape}; allowed are integers of shape "
-            f"({scans},) or ({scans}, 1)",
+            arrays.path,
+            f"{name} is {header}; allowed are integers of shape ({scans},) or ({scans}, 1)",
         )
-    labels = [int(label) for label in flat]
+    labels = [int(label) for label in arrays.values(name).reshape(-1)]
     unknown = sum(not 0 <= label < study.classes for label in labels)
     if unknown:
         raise _refused(
-            path,
+            arrays.path,
             f"{name} has {unknown} values that are no label of study {study.name!r}; allowed are "
             f"0 to {study.classes - 1} ({', '.join(study.task.labels)})",
         )
     return labels
 
 
-def _keys(path: Path, array: NDArray[np.generic], name: str, scans: int) -> list[str]:
-    flat = array.reshape(-1) if array.shape == (scans, 1) else array
-    keys = [str(key).strip() for key in flat.tolist()] if flat.shape == (scans,) else []
-    if len(keys) != scans or not all(keys) or array.dtype.kind not in "iuU":
+def _keys(arrays: _Arrays, name: str, scans: int) -> list[str]:
+    shape, dtype = header = arrays.header(name)
+    sound = shape in ((scans,), (scans, 1)) and dtype.kind in "iuU"
+    small = scans * dtype.itemsize <= MAX_KEYS_BYTES
+    keys = [str(key).strip() for key in arrays.values(name).flat] if sound and small else []
+    if len(keys) != scans or not all(keys):
         raise _refused(
-            path,
-            f"{name} is {array.dtype} of shape {array.shape}; allowed are integers or non-empty "
-            f"texts of shape ({scans},)",
+            arrays.path,
+            f"{name} is {header}; allowed are integers or non-empty texts of "
+            f"shape ({scans},), {MAX_KEYS_BYTES} bytes in all",
         )
     return keys
 

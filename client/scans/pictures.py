@@ -1,13 +1,16 @@
 """One PNG or JPEG file → the study's tensor.
 
 The file is not trusted: its size and the size of its picture are looked at before a decoder
-touches it, and no format but these two is tried. A 16-bit PNG keeps its 16 bits; a photograph is
-turned as its EXIF orientation says; what is transparent is black.
+touches it, no format but these two is tried, and a PNG must hold every row that it promises. A grey
+PNG of 16 bits keeps them, of a colour one the upper 8 are taken; a photograph is turned as its EXIF
+orientation says; what is transparent is black; a colour profile (ICC) is not applied. Of several
+pictures in a file the first is the scan, as it is of several frames.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import Final
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medfed.client.scans.guards import MAX_PIXELS, read_bounded
+from medfed.client.scans.png_rows import holds_every_row
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.client.scans.tensors import tensor_of
 from medfed.common.study_scans import Scans
@@ -25,6 +29,8 @@ FORMATS: Final = ("PNG", "JPEG")
 SIXTEEN_BITS: Final = ("I;16", "I;16B", "I")
 """Pillow's names for what a grey PNG of 16 bits becomes."""
 EIGHT_BITS: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)  # at DEBUG it writes down EXIF
 
 
 def read_picture(path: Path, scans: Scans) -> NDArray[np.float32]:
@@ -54,9 +60,12 @@ def read_picture(path: Path, scans: Scans) -> NDArray[np.float32]:
             raise RefusedScanError(Reason.PIXEL_LIMIT) from None
         except Exception:  # a broken file raises whatever it runs into
             raise RefusedScanError(Reason.NOT_PICTURE) from None
-        if image.width * image.height * len(image.getbands()) > MAX_PIXELS:
+        samples = 4 if _may_be_transparent(image) else len(image.getbands())
+        if image.width * image.height * samples > MAX_PIXELS:
             raise RefusedScanError(Reason.PIXEL_LIMIT)
         try:
+            if image.format == "PNG" and not holds_every_row(content, *image.size):
+                raise RefusedScanError(Reason.DECODE)
             values = _values(ImageOps.exif_transpose(image))
         except RefusedScanError:
             raise
@@ -71,9 +80,13 @@ def _values(image: Image.Image) -> NDArray[np.float64]:
         return np.clip(np.asarray(image, dtype=np.float64) / 65535.0, 0.0, 1.0)
     if image.mode not in EIGHT_BITS:
         raise RefusedScanError(Reason.COLOUR)
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+    if _may_be_transparent(image):
         seen = np.asarray(image.convert("RGBA")) / 255.0
         return np.asarray(seen[:, :, :3] * seen[:, :, 3:], dtype=np.float64)
     if image.mode == "1":
         return np.asarray(image, dtype=np.float64)
     return np.asarray(image.convert("RGB") if image.mode == "P" else image) / 255.0
+
+
+def _may_be_transparent(image: Image.Image) -> bool:
+    return "transparency" in image.info or image.mode in ("LA", "PA", "RGBA")

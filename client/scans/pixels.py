@@ -1,45 +1,79 @@
 """One DICOM file → the study's tensor.
 
-Guards first (``guards.py``), then the first frame is decoded, shown as a viewer would
-(``greyscale.py``, or colour below), and brought to the study's size (``tensors.py``).
+Guards first (``guards.py``), then whether the study takes such a file (``suited.py``); then a frame
+is decoded (``frames.py``), shown as a viewer would (``greyscale.py``, or ``colour.py``), and
+brought to the study's size (``tensors.py``).
 
-Of a file with several frames the **first frame** is the scan: a file is one scan whatever its
-length, so that a cine loop does not weigh more than a radiograph.
+Of a file with several frames one is the scan, or one picture made of all of them: a file is one
+scan whatever its length, so that a cine loop does not weigh more than a radiograph. A file that is
+a slice of a series is read by ``series.py``.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import pixel_array
 
 from medfed.client.scans.allowed_attributes import keep_allowed
-from medfed.client.scans.greyscale import frame_group, shown_values
-from medfed.client.scans.guards import COMPRESSED, ImageHeader, element, open_scan
+from medfed.client.scans.colour import colour_values
+from medfed.client.scans.facts import ScanFacts, facts_of
+from medfed.client.scans.frames import decoded_frame
+from medfed.client.scans.functional_groups import pixel_spacing
+from medfed.client.scans.greyscale import Scale, has_units, scale_of, shown_values
+from medfed.client.scans.guards import ImageHeader, element, open_scan
+from medfed.client.scans.projection import Picture, projected
 from medfed.client.scans.refusals import Reason, RefusedScanError
+from medfed.client.scans.suited import check_suited, is_ct
 from medfed.client.scans.tensors import tensor_of
+from medfed.client.scans.ultrasound import shown_region
 from medfed.common.study_scans import Scans
 
-BARRED_DECODERS: Final = ("gdcm",)
-"""Decoders never used even where installed: gdcm ends the whole process on a broken stream."""
+Plane = TypeVar("Plane")
 
 
 class DicomScan(NamedTuple):
-    """What a DICOM file gives: its tensor and whose it is. Both private."""
+    """What DICOM files give: a tensor, whose it is, and how it was taken. All private."""
 
     tensor: NDArray[np.float32]
     patient_id: str
     """PatientID without surrounding blanks; empty where the file has none."""
+    facts: ScanFacts = ScanFacts()
 
     def __repr__(self) -> str:
         return f"DicomScan(tensor={self.tensor.shape})"
+
+
+class OpenFile(NamedTuple):
+    """A file that passed the guards. Private."""
+
+    dataset: Dataset
+    """With nothing but what ``keep_allowed`` keeps."""
+    header: ImageHeader
+
+    @property
+    def patient_id(self) -> str:
+        """As in ``DicomScan``."""
+        return str(element(self.dataset, "PatientID") or "").strip()
+
+    def __repr__(self) -> str:
+        return "OpenFile()"
+
+
+class Frame(NamedTuple):
+    """One frame of an open file. Private."""
+
+    file: OpenFile
+    number: int
+    """Counted from 0."""
+
+    def __repr__(self) -> str:
+        return "Frame()"
 
 
 def read_dicom(path: Path, scans: Scans) -> DicomScan:
@@ -59,100 +93,90 @@ def read_dicom(path: Path, scans: Scans) -> DicomScan:
     Guarantee:
         An 8-bit picture without window, rescale or padding gives ``value / 255`` before
         size and normalisation, to the bit what an ``.npz`` picture gives. Of the header only
-        ``allowed_attributes.ALLOWED`` is looked at; a refusal carries nothing of the file.
+        ``allowed_attributes.ALLOWED`` is looked at; a refusal carries nothing of the file. One
+        frame at a time is in memory.
     """
-    read = _read(path, scans)
-    if isinstance(read, Reason):  # raised here: no context, no frame that holds the file
-        raise RefusedScanError(read)
-    return read
+    return without_traces(lambda: _read(path, scans))
 
 
-def pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
-    """Distance between rows and between columns, in mm; None where the file does not say.
-
-    A projection image is measured at the detector (Imager Pixel Spacing) wherever the file
-    says that, because its Pixel Spacing may or may not be calibrated to the patient, and the
-    two must not be mixed in one study.
-
-    Source:
-        DICOM PS3.3 10.7.1.1 (Pixel Spacing), 10.7.1.3 (its calibration type).
-    """
-    place = dataset
-    if element(dataset, "ImagerPixelSpacing") is None:
-        place = frame_group(dataset, "PixelMeasuresSequence")
-    for keyword in ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing"):
-        value = element(place, keyword)
-        if value is not None:
-            try:
-                down, across = (float(step) for step in value)
-            except (TypeError, ValueError):
-                raise RefusedScanError(Reason.SPACING) from None
-            return down, across
-    return None
-
-
-def _read(path: Path, scans: Scans) -> DicomScan | Reason:
+def without_traces(read: Callable[[], DicomScan]) -> DicomScan:
+    """Read, and raise a refusal that leads back to nothing of the file: no context, no frame."""
+    refused: Reason | None = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's quote the file; what matters is refused
-            dataset, header = open_scan(path)
-            dataset = keep_allowed(dataset)  # nothing else of the file is reachable from here on
-            patient_id = str(element(dataset, "PatientID") or "").strip()
-            return DicomScan(_tensor(dataset, header, scans), patient_id)
+            return read()
     except RefusedScanError as error:
-        return error.reason
+        refused = error.reason
+    raise RefusedScanError(refused)
 
 
-def _tensor(dataset: Dataset, header: ImageHeader, scans: Scans) -> NDArray[np.float32]:
-    stored, valid = _first_frame(dataset, header), None
-    if header.colour_model.startswith("MONOCHROME"):
-        window = scans.intensity != "stored"
-        values, valid = shown_values(stored, dataset, header, window=window)
-    else:
-        values = _colour(stored, dataset, header)
-    spacing = pixel_spacing(dataset) if scans.spacing_mm is not None else None
-    return tensor_of(values, scans, spacing_mm=spacing, valid=valid)
+def open_suited(path: Path, scans: Scans) -> OpenFile:
+    """Open a file that passes the guards and that the study takes.
+
+    Raises:
+        RefusedScanError: with the first rule that the file breaks.
+    """
+    dataset, header = open_scan(path)
+    dataset = keep_allowed(dataset)  # nothing else of the file is reachable from here on
+    check_suited(dataset, scans)
+    return OpenFile(dataset, header)
 
 
-def _first_frame(dataset: Dataset, header: ImageHeader) -> NDArray[np.integer]:
-    """Decode frame 1: ``(rows, columns)``, or ``(rows, columns, 3)`` as RGB."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in COMPRESSED and not _can_decode(syntax):
-        raise RefusedScanError(Reason.NO_DECODER)
-    try:
-        frame = pixel_array(dataset, index=0)
-    except Exception:  # a decoder on a broken stream raises whatever it runs into
-        raise RefusedScanError(Reason.DECODE) from None
-    wanted = (header.rows, header.columns) + ((3,) if header.samples == 3 else ())
-    if frame.shape != wanted or not np.issubdtype(frame.dtype, np.integer):
-        raise RefusedScanError(Reason.DECODE)
-    return frame
+def middle_of(planes: Sequence[Plane]) -> Plane:
+    """The one in the middle; of an even number the upper."""
+    return planes[len(planes) // 2]
 
 
-def _can_decode(syntax: str) -> bool:
-    decoder = get_decoder(syntax)
-    for name in BARRED_DECODERS:
-        if name in decoder.available_plugins:
-            decoder.remove_plugin(name)
-    return bool(decoder.is_available)
+def taken(planes: Sequence[Plane], frame_of: Callable[[Plane], Frame], scans: Scans) -> Picture:
+    """Make the one picture of several frames or slices that the study takes.
+
+    Args:
+        planes: What stands for the frames, in order; at least one.
+        frame_of: Opens the frame of one.
+        scans: What the study asks for.
+
+    Returns:
+        The first, the middle one, or the projection of all. The window or range of the middle
+        one then holds for all of them: were each shown by its own, equal values would differ.
+
+    Raises:
+        RefusedScanError: one of them cannot be shown.
+    """
+    if scans.take == "first":
+        return _shown(frame_of(planes[0]), scans)
+    if scans.take == "middle":
+        return _shown(frame_of(middle_of(planes)), scans)
+    scale = _scale(frame_of(middle_of(planes)), scans)
+    return projected((_shown(frame_of(plane), scans, scale) for plane in planes), scans.take)
 
 
-def _colour(
-    stored: NDArray[np.integer], dataset: Dataset, header: ImageHeader
-) -> NDArray[np.float64]:
-    """RGB in [0, 1], ``(rows, columns, 3)``; a palette is looked up."""
-    bits = header.bits_stored
-    if header.colour_model == "PALETTE COLOR":
-        stored, bits = _palette(stored, dataset)
-    return np.clip(stored / float((1 << bits) - 1), 0.0, 1.0)
+def _read(path: Path, scans: Scans) -> DicomScan:
+    file = open_suited(path, scans)
+    frames = range(file.header.frames)
+    picture = taken(frames, lambda number: Frame(file, number), scans)
+    shown = frames[0] if scans.take == "first" else middle_of(frames)
+    spacing = pixel_spacing(file.dataset, shown) if scans.spacing_mm is not None else None
+    tensor = tensor_of(picture.values, scans, spacing_mm=spacing, valid=picture.valid)
+    return DicomScan(tensor, file.patient_id, facts_of(file.dataset, file.header))
 
 
-def _palette(stored: NDArray[np.integer], dataset: Dataset) -> tuple[NDArray[np.integer], int]:
-    descriptor = element(dataset, "RedPaletteColorLookupTableDescriptor")
-    try:
-        entries, first, bits = (int(v) for v in descriptor)
-        inside = np.clip(stored, first, first + (entries or 1 << 16) - 1)
-        looked_up = apply_color_lut(inside, dataset)[:, :, :3]
-    except Exception:  # descriptor and data are not trusted; pydicom raises many kinds
-        raise RefusedScanError(Reason.COLOUR) from None
-    return looked_up, min(bits, 8 * looked_up.dtype.itemsize)
+def _scale(frame: Frame, scans: Scans) -> Scale | None:
+    """How grey values become brightness; None for colour, which has no such transform."""
+    dataset, header = frame.file
+    grey = header.colour_model.startswith("MONOCHROME")
+    return scale_of(dataset, header, scans, frame.number) if grey else None
+
+
+def _shown(frame: Frame, scans: Scans, scale: Scale | None = None) -> Picture:
+    """Decode a frame and show it; by its own scale, where none is given."""
+    (dataset, header), number = frame
+    scale = scale or _scale(frame, scans)
+    if scans.intensity == "fixed" and (
+        scale is None or (is_ct(dataset) and not has_units(dataset, number))
+    ):
+        raise RefusedScanError(Reason.NO_UNITS)
+    stored = decoded_frame(dataset, header, number)[shown_region(dataset, header)]
+    if scale is None:
+        return Picture(colour_values(stored, dataset, header))
+    return shown_values(stored, dataset, header, scale, number)

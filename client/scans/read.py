@@ -6,10 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from medfed.client.scans.cache_records import rounded
 from medfed.client.scans.entries import EntryReader, ScanRead
 from medfed.client.scans.layouts.detect import layout_of
 from medfed.client.scans.layouts.layout import Entry, Index, SourceRules, nothing_left
-from medfed.client.scans.patients import Pseudonymise
+from medfed.client.scans.layouts.series import by_series
+from medfed.client.scans.layouts.views import of_views
+from medfed.client.scans.patients import LEFT_OUT, Pseudonymise, is_left_out
+from medfed.client.scans.recipe import recipe_of
 from medfed.client.scans.refusals import RefusedScanError
 from medfed.client.scans.scanset import ScanSet
 from medfed.common.study import Study
@@ -49,16 +53,22 @@ def read_scans(
 
     Guarantee:
         The result does not depend on the order of files on disk, and the same files give the
-        same bits with the same libraries. A patient is never in two parts.
+        same bits with the same libraries, those that a site reads from its cache: each value is
+        rounded to one of 65,536 steps from black to white. A patient is never in two parts.
     """
     index = index_scans(source, study, rules=rules)
     reader = EntryReader(index, study.scans)
     read: list[ScanRead] = []
     used: list[Entry] = []
     refused = Counter(index.refused)
+    form = recipe_of(study.scans).form
     for entry in index.entries:
         try:
-            read.append(reader.read(entry))
+            scan = reader.read(entry)
+            if is_left_out(scan.patient, rules):
+                refused[LEFT_OUT] += 1
+                continue
+            read.append(scan._replace(tensor=rounded(scan.tensor, form)))
             used.append(entry)
         except RefusedScanError as error:
             refused[error.reason.value] += 1
@@ -85,6 +95,13 @@ def index_scans(
 ) -> Index:
     """Say which scans there are, without reading a pixel.
 
-    Args and errors are those of ``read_scans``; the index is private.
+    Args and errors are those of ``read_scans``; the index is private. What the study does not
+    take by the view that a table says is left out, and files are joined into series where the
+    study takes series.
     """
-    return layout_of(source, rules.layout).index(source, study, rules)
+    index = layout_of(source, rules.layout).index(source, study, rules)
+    index = of_views(index, study.scans.views)
+    index = by_series(index) if study.scans.series else index
+    if not index.entries:
+        raise nothing_left(source, index.refused)
+    return index

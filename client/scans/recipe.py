@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from medfed.client.scans.cache_records import TensorForm
 from medfed.common.study_scans import Scans
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of the cache's files; raised when they are laid out anew."""
 LIBRARIES: Final = (
     "numpy",
@@ -30,6 +30,8 @@ LIBRARIES: Final = (
     "imagecodecs",
     "highdicom",
     "nibabel",
+    "scikit-image",
+    "scipy",
 )
 """Distributions whose version can change a tensor, or whether there is one."""
 NO_PART_OF_IT: Final = (
@@ -39,11 +41,13 @@ NO_PART_OF_IT: Final = (
     "cache_index.py",
     "cache_records.py",
     "cached.py",
+    "clean_labels.py",
     "confidentiality.py",
     "decoding.py",
     "deidentify.py",
     "export_names.py",
     "importing.py",
+    "label_safety.py",
     "patients.py",
     "read.py",
     "recipe.py",

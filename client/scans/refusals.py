@@ -22,6 +22,10 @@ class Reason(StrEnum):
     NOT_NIFTI = "not a NIfTI volume"
     SYNTAX = "transfer syntax unknown"
     NO_DECODER = "no decoder for its transfer syntax"
+    NO_JPEG_2000 = "no decoder for JPEG 2000: pip install 'medfed[dicom]'"
+    NO_JPEG_LS = "no decoder for JPEG-LS: pip install 'medfed[dicom]'"
+    NO_JPEG_LOSSLESS = "no decoder for JPEG lossless: pip install 'medfed[codecs]'"
+    NO_JPEG_12_BIT = "no decoder for 12-bit JPEG: pip install 'medfed[codecs]'"
     NO_PIXELS = "no integer pixel data"
     HEADER = "image header incomplete or contradictory"
     PIXEL_LIMIT = "more than 100 megapixels"
@@ -30,6 +34,18 @@ class Reason(StrEnum):
     COLOUR = "colour model not supported"
     GREY_SCALE = "modality or VOI transform not valid"
     SPACING = "pixel spacing missing or out of range"
+    MODALITY = "of a modality that the study does not take, or of none"
+    VIEW = "of a view that the study does not take, or of none"
+    LOCALIZER = "localizer of a CT or MR series"
+    NO_SCAN = "segmentation or dose, not a scan"
+    FOR_PROCESSING = "raw detector values (FOR PROCESSING), not made for presentation"
+    CT_WINDOW = 'CT, which only a study with intensity = "fixed" takes'
+    NO_UNITS = "values without units, to which the study's fixed window does not apply"
+    POSITION = "slice without a valid position or orientation in the patient"
+    MIXED_SERIES = "files of a series differ in patient, orientation, size or spacing"
+    SAME_POSITION = "two slices of a series at one position"
+    SLICE_MISSING = "a slice of the series is missing, or they are not evenly spaced"
+    SERIES_LIMIT = "series of more than 500 megapixels or 10,000 slices"
 
 
 class RefusedScanError(ScanError):
@@ -41,7 +57,10 @@ class RefusedScanError(ScanError):
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
+        missing = reason.value.startswith("no decoder")
         super().__init__(
             f"a file was refused as a scan: {reason.value}.",
-            advice="repair or export it again, or take it off the worklist.",
+            advice="install what is missing and import again."
+            if missing
+            else "repair or export it again, or take it off the worklist.",
         )

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medfed.client.scans.patients import Pseudonymise
+from medfed.client.scans.cache_records import CachedTensors
+from medfed.client.scans.patients import Pseudonymise, parts_of_units
 from medfed.common.errors import ScanError
 from medfed.common.study import Study
 
@@ -36,13 +37,35 @@ PARTS: Final[Mapping[str, Part]] = {part.name.lower(): part for part in Part}
 """``train``, ``validation``, ``test`` → part, as studies and worklists write them."""
 
 
+class Pictures(Protocol):
+    """Tensors of scans, in memory or in the site's cache."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(scans, channels, rows, columns)``; the first is private."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32."""
+
+    @property
+    def ndim(self) -> int:
+        """Four."""
+
+    def __len__(self) -> int:
+        """Number of scans. Private."""
+
+    def __getitem__(self, scans: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """Read some scans, by their places, in this order."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ScanSet:
     """Scans with their labels, privacy units and parts.
 
     Attributes:
-        images: ``(scans, channels, rows, columns)``, float32, normalised as the study says.
-            Private.
+        images: ``(scans, channels, rows, columns)``, float32, normalised as the study says: an
+            array, or a cache's tensors, which are read when they are asked for. Private.
         labels: ``(scans,)``, int64, class index. Private.
         patient: ``(scans,)``, int64, index of the privacy unit, ``0 .. patients - 1`` in order
             of first appearance. Private.
@@ -63,7 +86,7 @@ class ScanSet:
         No patient is in two parts. The representation shows nothing private.
     """
 
-    images: NDArray[np.float32]
+    images: Pictures
     labels: NDArray[np.int64]
     patient: NDArray[np.int64]
     part: NDArray[np.uint8]
@@ -157,7 +180,7 @@ class ScanSet:
         chosen = self.patient[keep].tolist()
         names = self.pseudonyms
         return ScanSet(
-            images=self.images[keep],
+            images=_chosen(self.images, keep),
             labels=self.labels[keep],
             patient=number_in_order(chosen),
             part=self.part[keep],
@@ -168,7 +191,7 @@ class ScanSet:
     @classmethod
     def assemble(
         cls,
-        images: Sequence[NDArray[np.float32]],
+        images: Sequence[NDArray[np.float32]] | CachedTensors,
         labels: Sequence[int],
         keys: Sequence[str],
         given: Sequence[int] | None,
@@ -181,10 +204,12 @@ class ScanSet:
         """Join what a layout read into a set: number the patients and split them.
 
         Args:
-            images: One tensor ``(channels, rows, columns)`` per scan. Private. At least one.
+            images: One tensor ``(channels, rows, columns)`` per scan, or a cache's. Private. At
+                least one.
             labels: Class index per scan. Private.
             keys: The privacy unit's key per scan (a patient id, for example). Private; used to
-                group and to split, and not kept.
+                group and to split, and not kept. Keys of one name are one privacy unit; its part
+                is the first of train, validation and test that any of them is in.
             given: The part per scan, where the data set says it; used under
                 ``rule = "given"`` only.
             study: Its split rule decides.
@@ -207,17 +232,24 @@ class ScanSet:
                 "this data set says no split.",
                 advice='add the split to the data set, or use rule = "hash" in the study.',
             )
+        names = {key: pseudonymise(key) for key in dict.fromkeys(keys)} if pseudonymise else {}
+        units = [names[key] for key in keys] if names else keys
         return cls(
-            images=np.stack(images),
+            images=images if isinstance(images, CachedTensors) else np.stack(images),
             labels=np.asarray(labels, dtype=np.int64),
-            patient=number_in_order(keys),
-            part=np.asarray(parts, dtype=np.uint8),
+            patient=number_in_order(units),
+            part=np.asarray(parts_of_units(parts, keys, units), dtype=np.uint8),
             unit=unit,
             refused=dict(refused or {}),
-            pseudonyms=tuple(pseudonymise(key) for key in dict.fromkeys(keys))
-            if pseudonymise
-            else (),
+            pseudonyms=tuple(dict.fromkeys(names.values())),
         )
+
+
+def _chosen(images: Pictures, keep: NDArray[np.bool_]) -> Pictures:
+    """Some of the tensors; those of a cache without reading one."""
+    if isinstance(images, CachedTensors):
+        return images.chosen(keep)
+    return images[np.flatnonzero(keep)]
 
 
 def number_in_order(keys: Iterable[object]) -> NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """One NIfTI file → the study's tensor.
 
-Of a volume **one slice** is the scan: a file is one scan whatever its length. It is the middle
-axial slice, seen as DICOM shows an axial slice: the patient's right on the left, the front on
-top. Of several volumes in a file, the first.
+Of a volume **one picture** is the scan: a file is one scan whatever its length. It is the middle
+axial slice, or all axial slices projected onto one, seen as DICOM shows an axial slice: the
+patient's right on the left, the front on top. Of several volumes in a file, the first.
 
 The file is not trusted: what it inflates to is bounded by what its header says, and that by a
 limit. ``nibabel`` reads it, which comes with the extra ``nifti``.
@@ -14,16 +14,20 @@ Source:
 
 from __future__ import annotations
 
+import gzip
 import importlib
+import io
 import warnings
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medfed.client.scans.greyscale import Scale, study_window
 from medfed.client.scans.guards import MAX_FILE_BYTES, MAX_PIXELS, read_bounded
+from medfed.client.scans.projection import Picture, projected
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.client.scans.tensors import tensor_of
 from medfed.common.errors import ScanError
@@ -31,6 +35,9 @@ from medfed.common.study_scans import Scans
 
 HEADERS: Final = {348: "Nifti1Image", 540: "Nifti2Image"}
 """Size of the header, which is its first number -> nibabel's class."""
+SLAB: Final = 32
+"""Slices read at once: across the order in which a file stores them, a slice costs as much as all
+of them."""
 GZIP: Final = b"\x1f\x8b"
 
 
@@ -50,13 +57,15 @@ def need_nibabel() -> Any:
 
 
 def read_volume(path: Path, scans: Scans, frame: int | None = None) -> NDArray[np.float32]:
-    """Read one slice of a NIfTI file as the study's tensor.
+    """Read a NIfTI file as the study's tensor.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file; its content is not trusted.
-        scans: What the study asks for. Only ``intensity = "percentile"`` takes values of any
-            range; the others take unsigned integers of 8 or 16 bits without scaling.
-        frame: The slice, from the feet; None: the middle one.
+        scans: What the study asks for. ``take`` says which slice, or which projection along the
+            axial axis; ``"first"`` is the middle one too, the lowest being mostly air. Only
+            ``intensity = "percentile"`` and ``"fixed"`` take values of any range; the others
+            take unsigned integers of 8 or 16 bits without scaling.
+        frame: A slice, counted from the feet, whatever the study takes; None: as it says.
 
     Returns:
         ``(channels, rows, columns)``, float32. Private.
@@ -70,34 +79,47 @@ def read_volume(path: Path, scans: Scans, frame: int | None = None) -> NDArray[n
         warnings.simplefilter("ignore")
         try:
             volume = _volume(nibabel, _inflated(read_bounded(path)))
-            plane, spacing = _axial(nibabel, volume, frame)
+            axial = _Axial.of(nibabel, volume)
+            picture = _taken(axial, _scale(volume, scans), scans, frame)
         except RefusedScanError:
             raise
         except Exception:  # a broken file raises whatever it runs into
             raise RefusedScanError(Reason.DECODE) from None
+    return tensor_of(picture.values, scans, spacing_mm=axial.spacing_mm, valid=picture.valid)
+
+
+def _taken(axial: _Axial, scale: Scale, scans: Scans, frame: int | None) -> Picture:
+    if frame is None and scans.take in ("maximum", "mean"):
+        slices = axial.slices(0, axial.depth)
+        return projected((_shown(plane, scale) for plane in slices), scans.take)
+    wanted = axial.depth // 2 if frame is None else frame
+    return _shown(next(axial.slices(wanted, wanted + 1)), scale)
+
+
+def _shown(plane: NDArray[np.generic], scale: Scale) -> Picture:
+    """Scale a slice; what is not finite shows nothing."""
     values = np.asarray(plane, dtype=np.float64)
     valid = np.isfinite(values)
-    values = np.where(valid, values, 0.0)
-    if scans.intensity != "percentile":
-        values = values / _stored_range(volume)
-    return tensor_of(values, scans, spacing_mm=spacing, valid=None if valid.all() else valid)
+    values = np.where(valid, scale(np.where(valid, values, 0.0)), 0.0)
+    return Picture(values, None if valid.all() else valid)
+
+
+def _scale(volume: Any, scans: Scans) -> Scale:
+    """How the file's values become brightness; ``tensors.py`` does it for percentiles."""
+    if scans.window is not None:
+        return study_window(scans.window.center, scans.window.width)
+    largest = 1.0 if scans.intensity == "percentile" else _stored_range(volume)
+    return lambda values: values / largest
 
 
 def _inflated(content: bytes) -> bytes:
     if content[:2] != GZIP:
         return content
-    pieces, length = [], 0
-    while content:
-        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        piece = inflater.decompress(content, MAX_FILE_BYTES + 1 - length)
-        length += len(piece)
-        if length > MAX_FILE_BYTES:
-            raise RefusedScanError(Reason.TOO_LARGE)
-        if not inflater.eof:
-            raise RefusedScanError(Reason.DECODE)
-        pieces.append(piece)
-        content = inflater.unused_data
-    return b"".join(pieces)
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        inflated = file.read(MAX_FILE_BYTES + 1)
+    if len(inflated) > MAX_FILE_BYTES:
+        raise RefusedScanError(Reason.TOO_LARGE)
+    return inflated
 
 
 def _volume(nibabel: Any, content: bytes) -> Any:
@@ -109,37 +131,75 @@ def _volume(nibabel: Any, content: bytes) -> Any:
     shape = volume.shape
     if not 2 <= len(shape) <= 7 or 0 in shape:
         raise RefusedScanError(Reason.HEADER)
-    if int(np.prod([int(side) for side in shape], dtype=object)) > MAX_PIXELS:
+    values = int(np.prod([int(side) for side in shape], dtype=object))
+    if values > MAX_PIXELS:
         raise RefusedScanError(Reason.PIXEL_LIMIT)
     if volume.get_data_dtype().kind not in "iuf":
         raise RefusedScanError(Reason.COLOUR)
+    if len(content) < volume.dataobj.offset + values * volume.get_data_dtype().itemsize:
+        raise RefusedScanError(Reason.DECODE)  # cut off, though perhaps not in the slice wanted
     return volume
 
 
-def _axial(
-    nibabel: Any, volume: Any, frame: int | None
-) -> tuple[NDArray[np.generic], tuple[float, float]]:
-    """One slice ``(rows, columns)``, and the distance between its rows and columns in mm."""
-    axes = nibabel.orientations.io_orientation(volume.affine)[:3]
-    if not np.isfinite(axes).all():
-        raise RefusedScanError(Reason.HEADER)
-    across, along, up = (int(np.flatnonzero(axes[:, 0] == world)[0]) for world in range(3))
-    shape = (*volume.shape, 1)[:3]
-    middle = shape[up] // 2 if axes[up, 1] > 0 else (shape[up] - 1) // 2
-    wanted = middle if frame is None else (frame if axes[up, 1] > 0 else shape[up] - 1 - frame)
-    if not 0 <= wanted < shape[up]:
-        raise RefusedScanError(Reason.HEADER)
-    picked: list[int | slice] = [slice(None)] * 3 + [0] * (len(volume.shape) - 3)
-    picked[up] = wanted
-    plane = np.asarray(volume.dataobj[tuple(picked[: len(volume.shape)])])
-    if along > across:
-        plane = plane.T
-    if axes[along, 1] > 0:  # grows to the front, which is on top
-        plane = plane[::-1]
-    if axes[across, 1] > 0:  # grows to the right, which is on the left
-        plane = plane[:, ::-1]
-    steps = [float(step) for step in volume.header.get_zooms()[:3]]
-    return plane, (steps[along], steps[across])
+class _Axial(NamedTuple):
+    """A volume by its axial slices, ``(rows, columns)`` each."""
+
+    volume: Any
+    across: int
+    along: int
+    up: int
+    """The axes that run from side to side, from back to front, and from feet to head."""
+    forward: tuple[bool, bool, bool]
+    """Of each axis, whether it grows to the right, the front, the head."""
+
+    @classmethod
+    def of(cls, nibabel: Any, volume: Any) -> _Axial:
+        axes = nibabel.orientations.io_orientation(volume.affine)[:3]
+        if not np.isfinite(axes).all():
+            raise RefusedScanError(Reason.HEADER)
+        places = [int(np.flatnonzero(axes[:, 0] == world)[0]) for world in range(3)]
+        across, along, up = places
+        right, front, head = (bool(axes[place, 1] > 0) for place in places)
+        return cls(volume, across, along, up, (right, front, head))
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return int((*self.volume.shape, 1)[:3][self.up])
+
+    @property
+    def spacing_mm(self) -> tuple[float, float]:
+        """Distance between rows, and between columns."""
+        steps = [float(step) for step in self.volume.header.get_zooms()[:3]]
+        return steps[self.along], steps[self.across]
+
+    def slices(self, start: int, stop: int) -> Iterator[NDArray[np.generic]]:
+        """Slices counted from the feet; a few are read at a time."""
+        if not 0 <= start < stop <= self.depth:
+            raise RefusedScanError(Reason.HEADER)
+        for first in range(start, stop, SLAB):
+            yield from map(self._seen, self._read(first, min(first + SLAB, stop)))
+
+    def _read(self, start: int, stop: int) -> NDArray[np.generic]:
+        """``(slices, …)``, from the feet; of several volumes in the file the first."""
+        dimensions = len(self.volume.shape)
+        picked: list[int | slice] = [slice(None)] * 3 + [0] * (dimensions - 3)
+        head = self.forward[2]
+        picked[self.up] = (
+            slice(start, stop) if head else slice(self.depth - stop, self.depth - start)
+        )
+        slab = np.asarray(self.volume.dataobj[tuple(picked[:dimensions])])
+        slab = np.moveaxis(slab.reshape((*slab.shape, 1)[:3]), self.up, 0)
+        return slab if head else slab[::-1]
+
+    def _seen(self, plane: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Turn a slice so that the front is on top and the patient's right on the left."""
+        right, front, _ = self.forward
+        if self.along > self.across:
+            plane = plane.T
+        if front:
+            plane = plane[::-1]
+        return plane[:, ::-1] if right else plane
 
 
 def _stored_range(volume: Any) -> float:

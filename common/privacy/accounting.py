@@ -24,8 +24,8 @@ from medfed.common.errors import ConfigError
 NEIGHBOURS = "add-or-remove one patient"
 """The neighbouring relation of every epsilon in medfed."""
 
-Kind = tuple[float, float]
-"""Noise multiplier and sampling rate of a step."""
+Kind = tuple[float, float, int]
+"""Noise multiplier and sampling rate of a step, and under how many ids one person is in it."""
 
 _STEPS_PER_SIGMA = 1000
 _SMALLEST_SEARCHED, _LARGEST_SEARCHED = 200, 10_000_000  # noise multipliers 0.2 and 10,000
@@ -48,8 +48,28 @@ class Spend(NamedTuple):
     steps: int
 
 
+class JointSpend(NamedTuple):
+    """A run of such steps that one person was in under several ids. Public but ``ids``.
+
+    Each id was drawn by a coin of its own and clipped by itself: record numbers that were merged
+    later. Two ids lose *more* in one step together than in two steps one after the other, for
+    both may push the sum the same way (``several_ids.py``).
+
+    Attributes:
+        noise_multiplier: ``sigma / S``, > 0; S bounds one id.
+        sampling_rate: ``q`` in (0, 1], of one id.
+        steps: Number of steps, >= 0.
+        ids: 1 to 1000.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    ids: int
+
+
 def composed_epsilon(
-    spends: Sequence[Spend], delta: float, *, interval: float | None = None
+    spends: Sequence[Spend | JointSpend], delta: float, *, interval: float | None = None
 ) -> float:
     """Epsilon of several runs of steps on the same patients.
 
@@ -90,30 +110,38 @@ def check_delta(delta: float) -> None:
         raise ValueError(f"delta must be in (0, 1), got {delta!r}")
 
 
-def steps_by_kind(spends: Sequence[Spend]) -> dict[Kind, int]:
-    """Count the steps of each (noise multiplier, sampling rate); kinds without a step are left out.
+def steps_by_kind(spends: Sequence[Spend | JointSpend]) -> dict[Kind, int]:
+    """Count the steps of each kind; kinds without a step are left out.
 
     Raises:
         ValueError: a spend is no run of Poisson-sampled Gaussian steps.
     """
     steps: dict[Kind, int] = {}
     for spend in spends:
-        sigma, rate, count = spend
+        sigma, rate, count = spend[:3]
+        ids = spend.ids if isinstance(spend, JointSpend) else 1
         if not (math.isfinite(sigma) and sigma > 0.0 and 0.0 < rate <= 1.0 and count >= 0):
             raise ValueError(f"not a run of Poisson-sampled Gaussian steps: {spend}")
+        if not 1 <= ids <= 1000:
+            raise ValueError(f"ids must be 1 to 1000: {spend}")
         if count:
-            steps[sigma, rate] = steps.get((sigma, rate), 0) + count
+            steps[sigma, rate, ids] = steps.get((sigma, rate, ids), 0) + count
     return steps
 
 
 def beyond_floating_point(steps: Mapping[Kind, int]) -> bool:
     """Tell whether an epsilon of these steps, >= 1 in all, cannot be computed: it is infinite."""
-    return min(steps)[0] < _WEAKEST_NOISE or sum(steps.values()) > _MOST_STEPS
+    weakest = min(sigma / ids for sigma, _, ids in steps)
+    return weakest < _WEAKEST_NOISE or sum(steps.values()) > _MOST_STEPS
 
 
 @lru_cache(maxsize=64)
-def _one_step(noise_multiplier: float, sampling_rate: float, interval: float) -> Any:
+def _one_step(noise_multiplier: float, sampling_rate: float, ids: int, interval: float) -> Any:
     """The privacy loss distribution of one step; a ledger asks for the same one every round."""
+    if ids > 1:
+        from medfed.common.privacy.several_ids import loss_of_step  # noqa: PLC0415  numpy, rarely
+
+        return loss_of_step(noise_multiplier, sampling_rate, ids, interval)
     # 1.4 s to import: only who needs an epsilon pays it.
     from dp_accounting import NeighboringRelation  # noqa: PLC0415  lazy, see above
     from dp_accounting.pld import privacy_loss_distribution  # noqa: PLC0415  lazy, see above
@@ -148,11 +176,14 @@ def _interval_for(steps: Mapping[Kind, int]) -> float:
     A power of two, so that a coarse grid's points lie on the finer ones; at most 8, above which
     the library overflows.
     """
-    fine = min(0.03 * rate / sigma for sigma, rate in steps)
-    few_points = max(largest_loss(sigma, rate) / 50_000 for sigma, rate in steps)
+    together = [
+        (sigma / ids, min(1.0, rate * ids), count) for (sigma, rate, ids), count in steps.items()
+    ]
+    fine = min(0.03 * rate / sigma for sigma, rate, _ in together)
+    few_points = max(largest_loss(sigma, rate) / 50_000 for sigma, rate, _ in together)
     short_sum = max(
         20.0 * math.sqrt(count) * min(largest_loss(sigma, rate), _spread(sigma, rate)) / 1e6
-        for (sigma, rate), count in steps.items()
+        for sigma, rate, count in together
     )
     wanted = min(8.0, max(fine, few_points, short_sum, 1e-8))
     return float(2.0 ** math.floor(math.log2(wanted)))

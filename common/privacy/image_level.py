@@ -23,6 +23,7 @@ from functools import lru_cache
 import numpy as np
 
 from medfed.common.privacy.accounting import (
+    JointSpend,
     Spend,
     beyond_floating_point,
     check_delta,
@@ -30,6 +31,7 @@ from medfed.common.privacy.accounting import (
     largest_loss,
     steps_by_kind,
 )
+from medfed.common.privacy.several_ids import chances_of
 
 
 @lru_cache(maxsize=64)
@@ -61,12 +63,12 @@ def patient_epsilon(spend: Spend, delta: float, images: int) -> float:
     steps = steps_by_kind([spend])
     if not steps:
         return 0.0
-    if beyond_floating_point({(spend.noise_multiplier / images, spend.sampling_rate): spend.steps}):
+    if beyond_floating_point(steps_by_kind([JointSpend(*spend, images)])):
         return math.inf
     # 1.4 s to import: only who needs an epsilon pays it.
     from dp_accounting.pld import privacy_loss_distribution  # noqa: PLC0415  lazy, see above
 
-    chances = _chances(images, spend.sampling_rate)
+    chances = chances_of(images, spend.sampling_rate)
     step = privacy_loss_distribution.from_mixture_gaussian_mechanism(
         spend.noise_multiplier,
         sensitivities=list(range(images + 1)),
@@ -76,18 +78,6 @@ def patient_epsilon(spend: Spend, delta: float, images: int) -> float:
         use_connect_dots=True,
     )
     return float(compose_equal(step, spend.steps).get_epsilon_for_delta(delta))
-
-
-def _chances(images: int, rate: float) -> list[float]:
-    """The probability that 0, 1 ... all of the images are in a step; they add up to 1.
-
-    Up to 1000 images, what underflows here is below 1e-24.
-    """
-    chances = [
-        math.comb(images, i) * (rate**i * (1.0 - rate) ** (images - i)) for i in range(images + 1)
-    ]
-    whole = math.fsum(chances)
-    return [chance / whole for chance in chances]
 
 
 def _interval_for(spend: Spend, chances: list[float]) -> float:

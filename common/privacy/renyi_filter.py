@@ -39,6 +39,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from medfed.common.privacy.accounting import (
+    JointSpend,
     Kind,
     Spend,
     beyond_floating_point,
@@ -66,7 +67,7 @@ def _spaced_orders() -> tuple[int, ...]:
 _ORDERS = _spaced_orders()
 
 
-def renyi_epsilon(spends: Sequence[Spend], delta: float) -> float:
+def renyi_epsilon(spends: Sequence[Spend | JointSpend], delta: float) -> float:
     """Epsilon by Rényi accounting at the best order, of runs of steps that were fixed in advance.
 
     Looser than ``composed_epsilon``, and no filter: see ``held_epsilon``.
@@ -96,7 +97,9 @@ def renyi_epsilon(spends: Sequence[Spend], delta: float) -> float:
     )
 
 
-def held_epsilon(spends: Sequence[Spend], *, epsilon_limit: float, delta_limit: float) -> float:
+def held_epsilon(
+    spends: Sequence[Spend | JointSpend], *, epsilon_limit: float, delta_limit: float
+) -> float:
     """What the filter of a ceiling reads off a history: it holds while this is within the limit.
 
     Args:
@@ -130,8 +133,8 @@ def held_epsilon(spends: Sequence[Spend], *, epsilon_limit: float, delta_limit: 
 
 
 def fits(
-    earlier: Sequence[Spend],
-    new: Sequence[Spend],
+    earlier: Sequence[Spend | JointSpend],
+    new: Sequence[Spend | JointSpend],
     *,
     epsilon_limit: float,
     delta_limit: float,
@@ -185,7 +188,8 @@ def fits(
 @lru_cache(maxsize=256)
 def _composed_once(steps: tuple[tuple[Kind, int], ...], delta: float) -> float:
     """The PLD value; a site asks it for thousands of patients with the same history."""
-    return composed_epsilon([Spend(*kind, count) for kind, count in steps], delta)
+    spends = [JointSpend(sigma, rate, count, ids) for (sigma, rate, ids), count in steps]
+    return composed_epsilon(spends, delta)
 
 
 @lru_cache(maxsize=256)
@@ -220,8 +224,12 @@ def _divergences(steps: Mapping[Kind, int]) -> list[float]:
 
 
 @lru_cache(maxsize=1024)
-def _one_step(noise_multiplier: float, sampling_rate: float) -> tuple[float, ...]:
+def _one_step(noise_multiplier: float, sampling_rate: float, ids: int) -> tuple[float, ...]:
     """The Rényi divergence of one step at each of ``_ORDERS``; 0.1 s the first time."""
+    if ids > 1:
+        from medfed.common.privacy.several_ids import divergences  # noqa: PLC0415  numpy, rarely
+
+        return divergences(noise_multiplier, sampling_rate, ids, _ORDERS)
     # 1.4 s to import: only who needs an epsilon pays it.
     from dp_accounting import (  # noqa: PLC0415  lazy, see above
         GaussianDpEvent,

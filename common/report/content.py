@@ -168,6 +168,8 @@ class RunReport:
         curve: Pairs ``(round, figure)`` of the global model on the pooled test patients, rounds
             from 1 (0 is the untrained model), ascending. Empty if not measured.
         evaluations: What the sites said of the model, from noised histograms.
+        preparation: Pairs of a name and a line: which scans were taken, how they were prepared
+            and varied; from the study file.
         notes: Warnings, one sentence each: ``"the scans have no patient ids: ..."``.
         seconds: Wall time per phase, in s; phases follow each other and do not overlap.
         seeds: Pairs ``(seed, pooled figure)`` if the study was repeated. The other fields are
@@ -194,6 +196,7 @@ class RunReport:
     pooled: Interval | None = None
     curve: tuple[tuple[int, float], ...] = ()
     evaluations: tuple[NoisedEvaluation, ...] = ()
+    preparation: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     seeds: tuple[tuple[int, float], ...] = ()

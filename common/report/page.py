@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from medfed.common.files import write_atomically
@@ -42,9 +43,21 @@ def page_html(report: RunReport) -> str:
         sections.making(report),
         sections.glossary(),
     )
-    title = safe(f"{report.title}: {report.study_name}")
+    return document(f"{report.title}: {report.study_name}", parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """Make an HTML document in the house look of pieces of HTML.
+
+    Args:
+        title: Words; escaped here.
+        parts: What stands on the page, one below the other.
+
+    Guarantee:
+        A policy in the page forbids a browser to load or run anything.
+    """
     return (
-        f"{_HEAD}<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"{_HEAD}<title>{safe(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
 

@@ -113,6 +113,7 @@ def making(report: RunReport) -> str:
     entries = [
         ("Study", safe(report.study_name)),
         ("Study digest", f"<code>{safe(report.study_digest)}</code>"),
+        *((name, safe(line)) for name, line in report.preparation),
         ("Network", safe(report.network)),
         ("Device", safe(report.device)),
         ("Randomness", safe(report.randomness)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import click
@@ -41,10 +42,13 @@ def main() -> None:
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        print("medfed: interrupted", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # threads that are inside a training step are not waited for
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it changes nothing
+            print("medfed: interrupted", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(INTERRUPTED)  # threads that are inside a training step are not waited for
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -246,18 +246,23 @@ def show(
     from medfed.common.privacy.accounting import NEIGHBOURS
     from medfed.common.privacy.mechanism import evaluation_epsilon, study_epsilon
     from medfed.common.privacy.terms import EVALUATED_PARTS
+    from medfed.common.report.preparation import preparation, preparation_warnings
     from medfed.common.study import load_study
 
     study = load_study(path)
+    warnings = preparation_warnings(study.augmentation)
     epsilons = {s.name: study_epsilon(study, s) if study.private else None for s in study.site}
     if format is Format.JSON:
         facts = {"digest": study.digest, "study": study.model_dump(mode="json")}
         judged = {part: evaluation_epsilon(study, part) for part in EVALUATED_PARTS}
-        typer.echo(json.dumps({**facts, "epsilon": epsilons, "evaluation_epsilon": judged}))
+        costs = {"epsilon": epsilons, "evaluation_epsilon": judged}
+        typer.echo(json.dumps({**facts, **costs, "warnings": warnings}))
         return
     typer.echo(f"Study {study.name}: {study.study.purpose}")
     typer.echo(f"  digest   {study.digest}")
     typer.echo(f"  decides  {', '.join(study.task.labels)}, by {study.network.name}")
+    for name, line in preparation(study.scans, study.augmentation):
+        typer.echo(f"  {name.lower():9}{line}")
     typer.echo(f"  rounds   {study.training.rounds}, quorum {study.cohort.quorum}")
     for site in study.site:
         epsilon = epsilons[site.name]
@@ -272,3 +277,5 @@ def show(
             typer.echo(
                 f"  {part} patients, for score histograms: epsilon {spent:.3f} at the same delta"
             )
+    for warning in warnings:
+        typer.echo(f"  Warning: {warning}")

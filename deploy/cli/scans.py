@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medfed.deploy.cli import scans_import, scans_pull
+from medfed.deploy.cli import scans_check, scans_import, scans_pull
 from medfed.deploy.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
     from medfed.client.scans.deidentify import Outcome
 
 scans_app = typer.Typer(
-    help="Commands for a hospital's scans: import, pull, deidentify.", no_args_is_help=True
+    help="Commands for a hospital's scans: check, import, pull, deidentify.", no_args_is_help=True
 )
 
 
@@ -29,6 +29,7 @@ class Dates(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands for scans to the program."""
+    scans_check.register(scans_app)
     scans_import.register(scans_app)
     scans_pull.register(scans_app)
     app.add_typer(scans_app, name="scans")
@@ -52,11 +53,15 @@ def deidentify(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in a target that holds an earlier run's files.")
     ] = False,
+    label_column: Annotated[
+        str, typer.Option(help="Column of the labels in the source's worklist.csv.")
+    ] = "label",
     format: FormatOption = Format.TEXT,
 ) -> None:
     """Write DICOM images without what names a patient (PS3.15 basic profile, all levels).
 
-    Headers are cleaned, pictures are not looked at: look at them before you give them away.
+    Headers are cleaned, pictures are not looked at: look at them before you give them away. Where
+    the source has a worklist.csv the target gets one: the new names, the labels and the split.
 
     Example: medfed scans deidentify /data/scans /data/clean --key /secure/export.key
     """
@@ -70,6 +75,7 @@ def deidentify(
         key,
         shift_dates=dates is Dates.SHIFT,
         resume=resume,
+        label_column=label_column,
         seen=lambda looked_at, total: show("de-identifying", looked_at, total),
     )
     if format is Format.JSON:
@@ -84,6 +90,8 @@ def _as_json(done: Outcome) -> dict[str, object]:
         "patients": done.patients,
         "may_show_text": done.may_show_text,
         "left_out": dict(done.left_out),
+        "labelled": done.labelled,
+        "label_notes": dict(done.label_notes),
     }
 
 
@@ -95,6 +103,10 @@ def _tell(done: Outcome, target: Path, key: Path) -> None:
     )
     for reason, count in sorted(done.left_out.items()):
         typer.echo(f"  left out    {count:7} {reason}")
+    if done.labelled is not None:
+        typer.echo(f"{done.labelled} of the files there have a label in its worklist.csv.")
+    for note, count in sorted(done.label_notes.items()):
+        typer.echo(f"  no label    {count:7} {note}")
     if done.may_show_text:
         typer.secho(
             f"Warning: {done.may_show_text} are of kinds that often have text in the picture "

@@ -38,6 +38,12 @@ def import_(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read the whole cache; import anew what is damaged.")
     ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Erase from the cache what the folder does not have any more."
+        ),
+    ] = False,
     format: FormatOption = Format.TEXT,
 ) -> None:
     """Import the site's scans into its encrypted cache; only what is new is read.
@@ -54,7 +60,13 @@ def import_(
     wanted = load_study(study) if study else approved_studies(site)[0]
     begin = time.monotonic()
     tally, report = _run(
-        site, wanted, children, again=again, verify=verify, quiet=format is Format.JSON
+        site,
+        wanted,
+        children,
+        again=again,
+        verify=verify,
+        prune=prune,
+        quiet=format is Format.JSON,
     )
     if format is Format.JSON:
         typer.echo(json.dumps(_as_json(tally, report)))
@@ -67,7 +79,14 @@ def import_(
 
 
 def _run(
-    site: SiteRoot, study: Study, children: int | None, *, again: bool, verify: bool, quiet: bool
+    site: SiteRoot,
+    study: Study,
+    children: int | None,
+    *,
+    again: bool,
+    verify: bool,
+    prune: bool,
+    quiet: bool,
 ) -> tuple[Tally, Path]:
     from medfed.client.scans.cache import REFUSED
     from medfed.client.scans.cached import index_of, open_cache
@@ -88,6 +107,7 @@ def _run(
             on_progress=lambda done, total: show("importing", done, total),
             again=again,
             verify=verify,
+            prune=prune,
         )
         return tally, cache.folder / REFUSED
 
@@ -99,6 +119,7 @@ def _as_json(tally: Tally, report: Path) -> dict[str, object]:
         "same_content": tally.same,
         "imported": tally.imported,
         "damaged": tally.damaged,
+        "erased": tally.erased,
         "refused": dict(tally.refused),
         "left_out": dict(tally.left_out),
         "report": str(report),
@@ -113,6 +134,8 @@ def _tell(tally: Tally, report: Path, seconds: float) -> None:
     typer.echo(f"  imported        {tally.imported:9}")
     if tally.damaged:
         typer.echo(f"  damaged         {tally.damaged:9}   records of the cache; read anew")
+    if tally.erased:
+        typer.echo(f"  erased          {tally.erased:9}   their files are not there any more")
     for reason, count in sorted(tally.refused.items()):
         typer.echo(f"  refused         {count:9}   {reason}")
     for reason, count in sorted(tally.left_out.items()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medfed.deploy.cli import site_ledger
+from medfed.deploy.cli import site_ledger, site_patients
 from medfed.deploy.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -20,8 +20,13 @@ _RootOfSite = Annotated[
     typer.Option("--root", help="The site's data root.", show_default="medfed-SITE"),
 ]
 
+_KEY_IN_BACKUPS = (
+    "the pseudonym key lies in the site's folder: every backup has it together with the ledger. "
+    "Move keys/pseudonym.key elsewhere and name the place in site.toml: [ledger] pseudonym_key."
+)
+
 site_app = typer.Typer(
-    help="Commands of a hospital's admin: set up, approve, budget, exclude, withdraw, audit.",
+    help="Commands of a hospital's admin: set up, approve, budget, exclude, merge, audit.",
     no_args_is_help=True,
 )
 
@@ -29,6 +34,7 @@ site_app = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add the commands of a hospital to the program."""
     site_ledger.register(site_app)
+    site_patients.register(site_app)
     app.add_typer(site_app, name="site")
     app.command()(client)
 
@@ -50,6 +56,13 @@ def init(
             show_default="in ~/.local/state/medfed, one for these scans",
         ),
     ] = None,
+    pseudonym_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the key by which the ledger names patients; not in backups of the root.",
+            show_default="beside the witness",
+        ),
+    ] = None,
     format: FormatOption = Format.TEXT,
 ) -> None:
     """Make a site: its folder, its keys and its site.toml.
@@ -69,6 +82,7 @@ def init(
         ca=ca,
         patient_array=patient_array,
         witness=witness,
+        pseudonym_key=pseudonym_key,
     )
     mark = fingerprint(read_public_key(made.public_key))
     if format is Format.JSON:
@@ -84,6 +98,8 @@ def init(
     typer.echo(
         f"Site {made.name} is in {made.folder}; keep a backup of it, and show it to nobody.\n"
         f"Its witness is {made.witness}; keep that out of the backups.\n"
+        f"Its pseudonym key is {made.pseudonym_key}; keep a copy in a safe, apart from the\n"
+        f"backups: without it nobody's spend is known, with it and a backup everybody's is.\n"
         f"Next steps:\n"
         f"  1. Send {made.public_key} to the coordinator as {made.name}.pub; compare the\n"
         f"     fingerprint by phone: {mark}\n"
@@ -109,11 +125,18 @@ def check(
     from medfed.client.site_root import open_site
     from medfed.common.report.words import clean
     from medfed.common.study import load_study
+    from medfed.deploy.progress import show_progress
 
     site = open_site(root)
-    report = look_at_scans(site, load_study(study) if study else approved_studies(site)[0])
+    show = show_progress(quiet=format is Format.JSON)
+    report = look_at_scans(
+        site,
+        load_study(study) if study else approved_studies(site)[0],
+        on_progress=lambda done, total: show("importing", done, total),
+    )
+    warnings = [*report.warnings, *([_KEY_IN_BACKUPS] if site.key_is_backed_up else [])]
     if format is Format.JSON:
-        _write(_report_json(report))
+        _write({**_report_json(report), "warnings": warnings})
         return
     typer.echo(f"Site {site.name}, study {report.study}: what training here will find")
     typer.echo(f"  {'layout':12}{report.layout:>7}")
@@ -125,7 +148,7 @@ def check(
         typer.echo(f"  {clean(label):12}{count:7}")
     for reason, count in report.refused.items():
         typer.echo(f"  left out    {count:7} {reason}")
-    for warning in report.warnings:
+    for warning in warnings:
         typer.secho(f"Warning: {clean(warning)}", fg=typer.colors.YELLOW)
     typer.echo("These numbers are for you; none of them leaves the site.")
 
@@ -141,7 +164,6 @@ def _report_json(report: ScanReport) -> dict[str, Any]:
         "training_scans": report.scans[1],
         "labels": dict(report.labels),
         "refused": dict(report.refused),
-        "warnings": list(report.warnings),
     }
 
 

@@ -1,9 +1,9 @@
-"""Commands of a hospital about its ledger: budget, exclude, withdraw, audit, witness."""
+"""Commands of a hospital about its ledger: budget, withdraw, audit, witness."""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,13 +15,14 @@ from medfed.deploy.cli.output import Format, FormatOption
 if TYPE_CHECKING:
     from medfed.client.budget import Budget, PlannedPurpose
     from medfed.client.site_root import SiteRoot
+    from medfed.common.trust.audit_log import Checked, Line
 
 _Root = Annotated[Path, typer.Option("--root", help="The site's data root.")]
 
 
 def register(site_app: typer.Typer) -> None:
     """Add the commands to ``medfed site``."""
-    for command in (budget, exclude, withdraw, audit, witness):
+    for command in (budget, withdraw, audit, witness):
         site_app.command()(command)
 
 
@@ -82,7 +83,15 @@ def _show_budget(site: SiteRoot, found: Budget) -> None:
         typer.echo(f"    left for further studies {epsilon_text(left)}")
         if found.spent > epsilon:
             typer.secho("Warning: more is spent than site.toml allows now.", fg=typer.colors.RED)
-    typer.echo(f"  patients ever eligible     {found.patients}, excluded {found.excluded}")
+        if found.merged_beyond:
+            typer.secho(
+                f"Warning: {found.merged_beyond} merged patients have lost more than that: each "
+                "had two record numbers, and\neach number spent its own. It cannot be undone; they "
+                "take no further part.",
+                fg=typer.colors.RED,
+            )
+    merged = f", merged {found.merged}" if found.merged else ""
+    typer.echo(f"  patients ever eligible     {found.patients}, excluded {found.excluded}{merged}")
     for p in found.purposes:
         state = f"{p.left} of {p.paid + p.left} left" if p.open else "withdrawn"
         cost = "" if p.next_epsilon is None else f"; the next costs {epsilon_text(p.next_epsilon)}"
@@ -117,73 +126,6 @@ def _show_plan(
             "Warning: no patient here could take part; the site would send noise only.",
             fg=typer.colors.YELLOW,
         )
-
-
-def exclude(
-    root: _Root,
-    patients: Annotated[
-        Path, typer.Option(help="File of patient ids, one a line; '-' reads them from the input.")
-    ],
-    unknown: Annotated[
-        bool, typer.Option("--unknown", help="Accept ids that no study here has met yet.")
-    ] = False,
-    format: FormatOption = Format.TEXT,
-) -> None:
-    """Take patients out of everything from the next round on; what they spent is kept.
-
-    It cannot be undone. An id that no study has met is refused as a likely slip of the pen,
-    unless --unknown is given: for patients whose scans are to come.
-
-    Ids come from a file or the input, never from the command line, which other users may see.
-
-    Example: medfed site exclude --root /srv/medfed-A --patients withdrawn-consent.txt
-    """
-    from medfed.client.scans.patients import PseudonymKey
-    from medfed.client.site_root import open_ledger, open_site
-    from medfed.common.errors import ConfigError
-
-    site = open_site(root)
-    key = PseudonymKey(site.pseudonym_key)
-    named = {key(patient): line for line, patient in _ids(patients)}
-    with closing(open_ledger(site)) as ledger:
-        strangers = sorted(named[name] for name in named.keys() - ledger.known(named))
-        if strangers and not unknown:
-            raise ConfigError(
-                f"site {site.name!r}: no study here has met the patients in lines "
-                f"{', '.join(map(str, strangers))} of {patients}. Nobody was excluded.",
-                advice="write each id exactly as in the scans; add --unknown if these patients "
-                "are to come.",
-            )
-        pseudonyms, known = set(named), len(named) - len(strangers)
-        new = ledger.exclude(pseudonyms)
-    if format is Format.JSON:
-        typer.echo(json.dumps({"given": len(pseudonyms), "known": known, "new": new}))
-        return
-    typer.echo(
-        f"Site {site.name}: {len(pseudonyms)} patients given, {new} of them newly excluded. They "
-        f"take part in nothing from the next round on.\n{known} of them were eligible for a study "
-        "before; what they spent there stays on record."
-    )
-
-
-def _ids(path: Path) -> list[tuple[int, str]]:
-    """Line numbers and patient ids. Private."""
-    from medfed.common.errors import ConfigError
-
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: the patient ids cannot be read ({type(error).__name__}).",
-            advice="give a text file (UTF-8) with one patient id a line.",
-        ) from error
-    lines = enumerate(text.splitlines(), start=1)
-    found = [(number, line.strip()) for number, line in lines if line.strip()]
-    if not found:
-        raise ConfigError(
-            f"{path}: no patient id in it.", advice="give a text file with one patient id a line."
-        )
-    return found
 
 
 def withdraw(
@@ -222,25 +164,49 @@ def withdraw(
 
 
 def audit(root: _Root, format: FormatOption = Format.TEXT) -> None:
-    """Check every entry and signature of the ledger, and hold it against its witness.
+    """Check the ledger, entry by entry and against its witness, and the audit log, line by line.
 
     Example: medfed site audit --root /srv/medfed-A
     """
     from medfed.client.site_root import open_ledger, open_site
+    from medfed.common.trust.audit_log import KEY_USED, verify
 
     site = open_site(root)
+    log = verify(site.audit_file)  # first: opening the ledger adds a line
     with closing(open_ledger(site)) as ledger:
         head, entries = ledger.audit()
+    uses = [line for line in log.lines if line.event == KEY_USED]
     if format is Format.JSON:
-        typer.echo(json.dumps({"site": site.name, "head": head._asdict(), "entries": entries}))
+        found = {"head": log.head._asdict(), "torn_bytes": log.torn_bytes}
+        last = [{"time": use.time, **use.fields} for use in uses[-_USES_SHOWN:]]
+        audited = {**found, "key_uses": len(uses), "last_key_uses": last}
+        ledger_found = {"head": head._asdict(), "entries": entries}
+        typer.echo(json.dumps({"site": site.name, **ledger_found, "audit_log": audited}))
         return
     counted = {kind: sum(e["kind"] == kind for e in entries) for kind in _KINDS}
     typer.echo(f"Site {site.name}: {head.sequence} entries, all in line and signed by this site.")
     typer.echo("  " + ", ".join(f"{kind} {n}" for kind, n in counted.items() if n))
     typer.echo(f"  head {head.sequence}:{head.hash}\n  witness {site.witness} agrees")
+    _show_log(log, uses)
 
 
-_KINDS = ("open", "approve", "reserve", "commit", "void", "withdraw", "exclude", "loss")
+_KINDS = ("open", "approve", "reserve", "commit", "void", "withdraw", "exclude", "merge", "loss")
+_USES_SHOWN = 5
+
+
+def _show_log(log: Checked, uses: Sequence[Line]) -> None:
+    """The audit log was in order: how far it has come, and the last uses of the key."""
+    from medfed.common.report.words import clean
+
+    typer.echo(f"  audit log: {log.head.sequence} lines, each in line with the one before")
+    typer.echo(f"  head of the log {log.head.sequence}:{log.head.hash}")
+    if log.torn_bytes:
+        typer.echo(f"  its last line was torn by a crash ({log.torn_bytes} bytes)")
+    typer.echo(f"  the pseudonym key was used {len(uses)} times before; the last were to")
+    for use in uses[-_USES_SHOWN:]:
+        what = clean(str(use.fields.get("purpose", "")))
+        by = f"process {use.fields.get('process')}, user {use.fields.get('user')}"
+        typer.echo(f"    {clean(use.time[:19])} UTC  {what} ({clean(by)})")
 
 
 def witness(

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from medfed.client import training
+from medfed.client.inputs import Inputs
 from medfed.client.noise import Randomness
 from medfed.client.scans.scanset import TRAIN, ScanSet, number_in_order
 from medfed.common.networks.network import Network
@@ -156,7 +157,7 @@ class Subject:
         inputs = torch.zeros(count, len(included))
         inputs[torch.arange(count), inside] = pull
         data = training.TrainingData(
-            inputs=inputs.to(self.device),
+            inputs=Inputs(inputs, self.device),
             labels=torch.zeros(count, dtype=torch.int64, device=self.device),
             scans_of=tuple(np.arange(count).reshape(-1, 1)),
             trained=network.body,

@@ -154,11 +154,13 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Look]:
     def watched_training(network: Any, data: TrainingData, start: Any, **how: Any) -> Any:
         m = how["mechanism"]
         cost = Spend(m.noise_multiplier, m.sampling_rate, m.steps_per_round)
-        seen.append(Look(cost, patients_in(data.inputs[data.rows], how["study"])))
+        seen.append(Look(cost, patients_in(data.inputs.rows(data.rows), how["study"])))
         return train_round(network, data, start, **how)
 
     def watched_judging(network: Any, scans: ScanSet, mechanism: Any, *rest: Any) -> Any:
-        seen.append(Look(mechanism.spend, patients_in(torch.from_numpy(scans.images), FIRST)))
+        seen.append(
+            Look(mechanism.spend, patients_in(torch.from_numpy(np.asarray(scans.images)), FIRST))
+        )
         return noised_histogram(network, scans, mechanism, *rest)
 
     monkeypatch.setattr(session_module, "train_round", watched_training)

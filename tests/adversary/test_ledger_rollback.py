@@ -45,6 +45,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with running(site) as server:
         assert server.ask(STUDY.digest, MODEL, round=1) and server.ask(STUDY.digest, MODEL, round=2)
     shutil.copy(site.witness, folder / "witness.json")
+    shutil.copy(site.pseudonym_key, folder / "pseudonym.key")
     return folder
 
 
@@ -54,8 +55,9 @@ def site(template: Path, tmp_path: Path) -> SiteRoot:
     folder = tmp_path / "hospital"
     shutil.copytree(template, folder)
     settings = folder / "site-A" / "site.toml"
-    witness = open_site(template / "site-A").witness
-    text = settings.read_text().replace(str(witness), str(folder / "witness.json"))
+    own = open_site(template / "site-A")
+    text = settings.read_text().replace(str(own.witness), str(folder / "witness.json"))
+    text = text.replace(str(own.pseudonym_key), str(folder / "pseudonym.key"))
     settings.write_text(text.replace(str(template), str(folder)))
     return open_site(folder / "site-A")
 
@@ -468,6 +470,7 @@ def test_a_ledger_begun_anew_in_the_old_root_is_refused(site: SiteRoot, tmp_path
     assert "not signed by keys/node_key" in refusal(site)
 
     shutil.copytree(other.folder / "keys", site.folder / "keys", dirs_exist_ok=True)
+    shutil.copy(other.pseudonym_key, site.pseudonym_key)
     assert str(site.witness) in refusal(site)  # of the old key: no longer this site's
     assert len(rows_of(site)) == 1
     site.witness.unlink()
@@ -485,7 +488,7 @@ def test_another_pseudonym_key_is_refused(site: SiteRoot) -> None:
     kept = site.pseudonym_key.read_bytes()
     site.pseudonym_key.write_bytes(bytes(32))
 
-    assert "restore keys/pseudonym.key" in refusal(site)
+    assert "restore the pseudonym key" in refusal(site)
     assert PseudonymKey(site.pseudonym_key).check
     site.pseudonym_key.write_bytes(kept)
     gives(site, 3)

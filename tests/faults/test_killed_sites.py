@@ -62,7 +62,7 @@ class Run:
 def study_of(site: str, number: int) -> Study:
     """A study of one site; the number makes it another study, to be approved anew."""
     return make_study(
-        ('name = "two_labels"', f'name = "faults_{site.lower()}"\nserial = {number + 1}'),
+        ('name = "two_labels"', f'name = "faults_{site.lower()}_{number}"'),
         ("rounds = 2", f"rounds = {ROUNDS}"),
         ("quorum = 1", f"quorum = 1\nround_deadline_s = {DEADLINE_S}"),
         ('name = "A"', f'name = "{site}"'),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -127,3 +130,38 @@ def memory_ledger(study: Study, *, site: str = "A", ceiling: Ceiling = NO_CEILIN
     ledger = Ledger.in_memory(site, ceiling=ceiling)
     ledger.approve(study.digest, study.name, terms_of(study, study.site_named(site)), None)
     return ledger
+
+
+def crash(place: LedgerPlace, code: str) -> None:
+    """Run code with the ledger in a process of its own that kills itself."""
+    program = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from medfed.client.exposure import NO_CEILING\n"
+        "from medfed.client.ledger import Ledger, RoundKey\n"
+        "from medfed.client.witness import Witness\n"
+        "from medfed.common.trust.ledger_head import HeadSigner\n"
+        f"KEY = {KEY!r}\n"
+        f"ledger = Ledger.open(Path({str(place.path)!r}), HeadSigner(Path({str(place.key)!r})),\n"
+        f"    Witness(Path({str(place.witness)!r}), site='A'), site='A',\n"
+        "    pseudonym_check='c' * 64, ceiling=lambda: NO_CEILING)\n"
+        "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{code}\ndie()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+
+
+class FailingConnection:
+    """A connection that fails at one statement as on a full disk."""
+
+    def __init__(self, db: sqlite3.Connection, statement: str) -> None:
+        self.db, self.statement = db, statement
+
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        if sql.startswith(self.statement):
+            raise sqlite3.OperationalError("database or disk is full")
+        return self.db.execute(sql, *values)  # type: ignore[arg-type]  # passed on as they came
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.db, name)

@@ -51,6 +51,7 @@ def run_report(**changes: Any) -> RunReport:
         "page_path": "/data/runs/demo/report.html",
         "pooled": Interval(0.941, 0.919, 0.960),
         "curve": ((0, 0.51), (1, 0.64), (2, 0.733), (10, 0.941)),
+        "preparation": (("Scans", "modality DX, any view"), ("Varied", "no")),
         "notes": ("The scans of site B come from one scanner only.",),
         "seconds": {"reading the scans": 4.4, "training": 75.7},
         "seeds": ((0, 0.941), (1, 0.952), (2, 0.938)),

@@ -57,14 +57,25 @@ def study_of(
     split: str = GIVEN,
 ) -> Study:
     """A study without privacy whose scans are read as said; ``scans`` is further TOML."""
-    text = _STUDY.format(
+    return parse_study(study_text(labels, size=size, channels=channels, scans=scans, split=split))
+
+
+def study_text(
+    labels: Sequence[str] = ("normal", "opacity"),
+    *,
+    size: int = 32,
+    channels: int = 1,
+    scans: str = "",
+    split: str = GIVEN,
+) -> str:
+    """The same as the text of a study file."""
+    return _STUDY.format(
         labels=", ".join(f'"{label}"' for label in labels),
         size=size,
         channels=channels,
         scans=scans,
         split=split,
     )
-    return parse_study(text)
 
 
 def mapping(study: Study, findings: Findings) -> Study:

@@ -38,6 +38,9 @@ ENTERS_THROUGH = {
     "dicomweb_client": {"client/scans/pacs/dicomweb.py"},
     "requests": {"client/scans/pacs/dicomweb.py"},
     "nibabel": {"client/scans/volumes.py"},
+    "skimage": {"client/scans/enhance.py"},
+    "imagecodecs": {"client/scans/decoders.py"},
+    "jpeg_ls": {"client/scans/decoders.py"},
     "torch": {"common/networks/", "server/", "client/", "simulations/", "deploy/"},
 }
 """Framework -> the files, or folders (ending in a slash), that may import it."""

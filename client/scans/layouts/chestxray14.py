@@ -11,20 +11,21 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
+from medfed.client.scans.layouts.collector import Collector
 from medfed.client.scans.layouts.files import PICTURES, Named
 from medfed.client.scans.layouts.layout import (
-    Collector,
     Entry,
     Index,
     Layout,
     LineReason,
     SourceRules,
 )
-from medfed.client.scans.layouts.tables import Line, Table, read_text
+from medfed.client.scans.layouts.lookup import Lookup
+from medfed.client.scans.layouts.tables import Line, Table, opened
 from medfed.client.scans.scanset import TEST, TRAIN, Part
 from medfed.common.errors import ScanError
 from medfed.common.study import Study
@@ -43,18 +44,20 @@ def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     table = Table(folder / next((name for name in TABLES if (folder / name).exists()), TABLES[-1]))
     table.need("Image Index", "Finding Labels", "Patient ID")
     collector = Collector("chestxray14", folder, study)
-    files, parts = Named(folder.resolve(), PICTURES), _parts(folder)
+    files = Named(folder.resolve(), PICTURES)
+    parts = _parts(folder)  # also where they are not asked for: they may be wrong
     for line in table.lines():
-        _take(line, collector, files, parts if study.split.rule == "given" else {})
+        _take(line, collector, files, parts if study.split.rule == "given" else None)
     return collector.index()
 
 
-def _take(line: Line, collector: Collector, files: Named, parts: Mapping[str, Part]) -> None:
+def _take(line: Line, collector: Collector, files: Named, parts: Lookup | None) -> None:
     name, patient = line.cells["Image Index"], line.cells["Patient ID"]
     found = {text.strip() for text in line.cells["Finding Labels"].split("|")} - {""}
     if not (name and patient and found):
         return collector.refuse(LineReason.LINE)
-    if parts and name not in parts:
+    listed = parts.find(name) if parts else None
+    if parts and listed is None:
         return collector.refuse(LineReason.NO_PART)
     label = collector.label(found)
     if label is None:
@@ -63,23 +66,26 @@ def _take(line: Line, collector: Collector, files: Named, parts: Mapping[str, Pa
     if isinstance(file, LineReason):
         return collector.refuse(file)
     view = line.get("View Position")
-    return collector.add(Entry(file, label, patient, parts.get(name), view=view))
+    part = None if listed is None else listed.value
+    return collector.add(Entry(file, label, patient, part, view=view))
 
 
-def _parts(folder: Path) -> dict[str, Part]:
-    """Picture -> part; empty where there are no lists."""
-    parts: dict[str, Part] = {}
+def _parts(folder: Path) -> Lookup | None:
+    """Picture -> part; None where there are no lists."""
+    parts = Lookup(_listed(folder))
+    if parts.contradictions:
+        raise ScanError(
+            f"{folder}: {parts.contradictions} pictures are on both of {', '.join(LISTS)}.",
+            advice="correct the lists.",
+        )
+    return parts if len(parts) else None
+
+
+def _listed(folder: Path) -> Iterator[tuple[str, Part]]:
     for name, part in LISTS.items():
         if (folder / name).exists():
-            listed = {text.strip() for text in read_text(folder / name).splitlines()} - {""}
-            if not listed.isdisjoint(parts):
-                raise ScanError(
-                    f"{folder}: {len(listed & parts.keys())} pictures are on both of "
-                    f"{', '.join(LISTS)}.",
-                    advice="correct the lists.",
-                )
-            parts |= dict.fromkeys(listed, part)
-    return parts
+            with opened(folder / name) as lines:
+                yield from ((text, part) for line in lines if (text := line.strip()))
 
 
 def _fits(_folder: Path, names: Collection[str]) -> bool:

@@ -17,9 +17,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from medfed.client.scans.layouts.files import inside
+from medfed.client.scans.layouts.collector import Collector
+from medfed.client.scans.layouts.files import Inside
 from medfed.client.scans.layouts.layout import (
-    Collector,
     Entry,
     Index,
     Layout,
@@ -58,6 +58,7 @@ def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
         ScanError: a table cannot be read or has no column of a finding, or no picture is left.
     """
     collector = Collector("chexpert", folder, study)
+    inside = Inside(folder.resolve())
     for name, part in TABLES.items():
         if (folder / name).exists() or name == "train.csv":
             table = Table(folder / name)
@@ -66,12 +67,12 @@ def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
             if not columns:
                 table.need(FINDINGS[0])
             for line in table.lines():
-                _take(line, columns, collector, folder.resolve(), part)
+                _take(line, columns, collector, inside, part)
     return collector.index()
 
 
 def _take(
-    line: Line, columns: Collection[str], collector: Collector, root: Path, part: Part
+    line: Line, columns: Collection[str], collector: Collector, inside: Inside, part: Part
 ) -> None:
     steps = [step for step in line.cells["Path"].replace("\\", "/").split("/") if step]
     patient = next((step for step in steps if _PATIENT.fullmatch(step)), None)
@@ -84,20 +85,20 @@ def _take(
     )
     if label is None:
         return None
-    file = _below(root, steps)
+    file = _below(inside, steps)
     if isinstance(file, LineReason):
         return collector.refuse(file)
     view = line.get("AP/PA") or line.get("Frontal/Lateral")
     return collector.add(Entry(file, label, patient, part, view=view))
 
 
-def _below(root: Path, steps: list[str]) -> str | LineReason:
+def _below(inside: Inside, steps: list[str]) -> str | LineReason:
     """The file; paths may begin with the data set's own name, which the folder may have or not."""
-    file = inside(root, "/".join(steps))
+    file = inside.find("/".join(steps))
     if isinstance(file, LineReason):
         return file
-    if len(steps) > 1 and not (root / steps[0]).exists():
-        return inside(root, "/".join(steps[1:]))
+    if len(steps) > 1 and not (inside.root / steps[0]).exists():
+        return inside.find("/".join(steps[1:]))
     return file
 
 

@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from medfed.client.scans.layouts.collector import Collector
 from medfed.client.scans.layouts.files import PICTURES, has_ending, walk
 from medfed.client.scans.layouts.layout import (
-    Collector,
     Entry,
     Index,
     Layout,

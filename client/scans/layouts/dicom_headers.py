@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -55,22 +55,21 @@ class _Metered(io.BufferedReader):
         return super().read(size)
 
 
-def files_by(root: Path, join: str, wanted: Collection[str]) -> Iterator[tuple[str, str | None]]:
+def files_by(root: Path, join: str) -> Iterator[tuple[str, str]]:
     """Give the DICOM files below a folder, each with what it is matched by.
 
     Args:
         root: The folder; its files are not trusted.
         join: A key of ``KEYWORDS``.
-        wanted: The values that stand in the worklist. Private.
 
     Returns:
-        Path and value, None where the worklist does not have the file's. Files that are no DICOM
-        files are left out. Private.
+        Path, and value as ``header_value`` gives it. Files that are no DICOM files are left out.
+        Private.
     """
     for path in walk(root):
         value = header_value(root / path, KEYWORDS[join])
         if value is not None:
-            yield path, value if value in wanted else None
+            yield path, value
 
 
 def header_value(path: Path, keyword: str) -> str | None:
@@ -78,17 +77,24 @@ def header_value(path: Path, keyword: str) -> str | None:
 
     Empty where the file has none or cannot be read up to there; None where it is no DICOM file.
     """
+    values = header_values(path, [keyword])
+    return None if values is None else values[0]
+
+
+def header_values(path: Path, keywords: Sequence[str]) -> list[str] | None:
+    """Values of several elements, each as ``header_value`` gives it. Private."""
     try:
         with _Metered(io.FileIO(path)) as file:
             if file.read(132)[128:] != b"DICM":
                 return None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom's quote the file
-                return str(_head(file).get(keyword) or "").strip(" \0")
+                head = _head(file)
+                return [str(head.get(keyword) or "").strip(" \0") for keyword in keywords]
     except OSError:
         return None
     except Exception:  # a broken header raises whatever it runs into; all mean the same
-        return ""
+        return [""] * len(keywords)
 
 
 def _head(file: _Metered) -> Dataset:

@@ -20,14 +20,16 @@ group and to split, and not kept.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
+
+from medfed.client.scans.layouts.collector import Collector
 from medfed.client.scans.layouts.dicom_headers import files_by
-from medfed.client.scans.layouts.files import PICTURES, VOLUMES, has_ending, inside
+from medfed.client.scans.layouts.files import PICTURES, VOLUMES, Inside, has_ending
 from medfed.client.scans.layouts.layout import (
-    Collector,
     Entry,
     Index,
     Join,
@@ -35,6 +37,7 @@ from medfed.client.scans.layouts.layout import (
     LineReason,
     SourceRules,
 )
+from medfed.client.scans.layouts.lookup import Lookup
 from medfed.client.scans.layouts.tables import Line, Table
 from medfed.client.scans.scanset import PARTS
 from medfed.common.errors import ScanError
@@ -51,6 +54,8 @@ COLUMNS: Final[Mapping[Join, tuple[str, ...]]] = {
     "patient_id": ("patient_id",),
 }
 """What files and lines are matched by -> how its column may be called."""
+
+_PARTS: Final = len(PARTS) + 1  # and none
 
 
 class _Columns(NamedTuple):
@@ -85,12 +90,7 @@ def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     table = _opened(folder)
     columns = _columns(table, study, rules)
     rule = study.task.findings.rule_for(study.task.labels)
-    rows = [_row(table, line, columns, rule, study) for line in table.lines()]
-    if not rows:
-        raise ScanError(
-            f"{folder}: {WORKLIST} names no scan.",
-            advice=f"write one line per scan into it, under the columns {columns.key}, label.",
-        )
+    rows = _rows(table, columns, rule, study)
     collector = Collector("dicom-worklist", folder, study)
     if columns.join == "file":
         _add_named(table, folder.resolve(), rows, collector)
@@ -129,6 +129,17 @@ def _columns(table: Table, study: Study, rules: SourceRules) -> _Columns:
     return _Columns(join, key, label, split, table.column(["patient"]))
 
 
+def _rows(table: Table, columns: _Columns, rule: LabelRule, study: Study) -> Iterator[_Row]:
+    line = None
+    for line in table.lines():
+        yield _row(table, line, columns, rule, study)
+    if line is None:
+        raise table.error(
+            "names no scan",
+            advice=f"write one line per scan into it, under the columns {columns.key}, label.",
+        )
+
+
 def _row(table: Table, line: Line, columns: _Columns, rule: LabelRule, study: Study) -> _Row:
     key = line.cells[columns.key]
     if not key or "\0" in key:
@@ -146,43 +157,48 @@ def _row(table: Table, line: Line, columns: _Columns, rule: LabelRule, study: St
     return _Row(line.number, key, label, part, patient or None)
 
 
-def _add_named(table: Table, root: Path, rows: list[_Row], collector: Collector) -> None:
+def _add_named(table: Table, root: Path, rows: Iterable[_Row], collector: Collector) -> None:
     """Take the files that the lines name; whether they are there shows when they are read."""
-    seen: set[str] = set()
+    inside = Inside(root)
     for row in rows:
-        file = inside(root, row.key)
+        file = inside.find(row.key)
         if file is LineReason.OUTSIDE:
             raise table.error(f"line {row.line}: its file is outside the folder")
         if isinstance(file, LineReason):
             raise table.error(f"line {row.line}: its file cannot be found")
-        if file in seen:
-            raise table.error("a file stands on more than one line")
-        seen.add(file)
         headed = not has_ending(file, (*PICTURES, *VOLUMES))
         collector.add(Entry(file, row.label, None if headed else row.patient, row.part))
+    if collector.settle():
+        raise table.error("a file stands on more than one line")
 
 
-def _add_matched(folder: Path, join: Join, rows: list[_Row], collector: Collector) -> None:
+def _add_matched(folder: Path, join: Join, rows: Iterable[_Row], collector: Collector) -> None:
     """Give each DICOM file below the folder the label of the line that its header belongs to."""
-    by_key: dict[str, tuple[int, int | None]] = {}
-    bad: set[str] = set()
-    for row in rows:
-        said = (row.label, row.part)
-        if by_key.setdefault(row.key, said) != said:
-            bad.add(row.key)
-    used: set[str] = set()
-    for file, key in files_by(folder.resolve(), join, by_key.keys()):
-        if key is None:
+    lines = Lookup((row.key, _together(row.label, row.part)) for row in rows)
+    used = np.zeros(len(lines), np.bool_)
+    for file, key in files_by(folder.resolve(), join):
+        said = lines.find(key)
+        if said is None:
             collector.refuse(LineReason.NO_LINE)
             continue
-        used.add(key)
-        if key in bad:
-            collector.refuse(LineReason.CONTRADICTION)
-        else:
-            label, part = by_key[key]
+        used[said.place] = True
+        if said.agreed:
+            label, part = _apart(said.value)
             collector.add(Entry(file, label, None, part))
-    if unused := by_key.keys() - used:
-        collector.refuse(LineReason.NOT_THERE, len(unused))
+        else:
+            collector.refuse(LineReason.CONTRADICTION)
+    if unused := len(used) - int(used.sum()):
+        collector.refuse(LineReason.NOT_THERE, unused)
+
+
+def _together(label: int, part: int | None) -> int:
+    """Label and part as one number."""
+    return label * _PARTS + (_PARTS - 1 if part is None else part)
+
+
+def _apart(number: int) -> tuple[int, int | None]:
+    label, part = divmod(number, _PARTS)
+    return label, None if part == _PARTS - 1 else part
 
 
 def _fits(_folder: Path, names: Collection[str]) -> bool:

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from medfed.client.scans.layouts.collector import Collector
 from medfed.client.scans.layouts.files import PICTURES, Named
 from medfed.client.scans.layouts.layout import (
-    Collector,
     Entry,
     Index,
     Layout,
@@ -76,9 +77,9 @@ def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     for name in truths:
         _read_truth(Table(folder / name), part_of(name), collector, files, whose)
     index = collector.index()
-    keyed = {entry.patient for entry in index.entries}
     named = {one.patient for one in whose.values()}
-    return index if keyed <= named else Index("isic", folder, index.entries, index.refused, "image")
+    by_patient = all(entry.patient in named for entry in index.entries)
+    return index if by_patient else replace(index, unit="image")
 
 
 def part_of(name: str) -> Part | None:
@@ -90,10 +91,12 @@ def _read_whose(table: Table, whose: dict[str, Whose]) -> None:
     image = table.column(IMAGE)
     if image is None:
         return
+    known: dict[Whose, Whose] = {}  # one object for all pictures of a patient
     for line in table.lines():
         before = whose.get(line.cells[image], Whose("", ""))
         patient = before.patient or line.get("patient_id")
-        whose[line.cells[image]] = Whose(patient, before.lesion or line.get("lesion_id"))
+        one = Whose(patient, before.lesion or line.get("lesion_id"))
+        whose[line.cells[image]] = known.setdefault(one, one)
 
 
 def _read_truth(

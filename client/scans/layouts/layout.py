@@ -8,7 +8,6 @@ scans or lines of a table were left out, by reason. ``read.py`` turns an index i
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,6 +61,9 @@ class SourceRules(StrictTable):
     """The worklist's column by which files and lines are matched; unset: the first of these."""
     label_column: str | None = None
     """The column of the label, where it is not called ``label``."""
+    without_patient: Literal["refuse", "leave-out"] = "refuse"
+    """Scans that nothing says the patient of: ``refuse`` every study that protects patients, or
+    ``leave-out`` those scans."""
 
 
 class LineReason(StrEnum):
@@ -76,6 +78,7 @@ class LineReason(StrEnum):
     NO_LINE = "no line names the file"
     NO_PATIENT = "no patient by the site's patient rule"
     NO_PART = "in none of the lists of parts"
+    NO_SERIES = "its header names no series"
 
 
 class Entry(NamedTuple):
@@ -141,61 +144,6 @@ class Layout:
     sign: str
     fits: Callable[[Path, Collection[str]], bool]
     index: MakeIndex
-
-
-class Collector:
-    """Gathers an index line by line.
-
-    Args:
-        layout: Its name.
-        folder: The scans folder.
-        study: Its labels, and which findings mean which.
-    """
-
-    def __init__(self, layout: LayoutName, folder: Path, study: Study) -> None:
-        self._layout, self._folder = layout, folder
-        self._rule = study.task.findings.rule_for(study.task.labels)
-        self._entries: dict[tuple[str, int | None], Entry] = {}
-        self._contradicted: set[tuple[str, int | None]] = set()
-        self.refused: Counter[str] = Counter()
-
-    def refuse(self, reason: StrEnum, count: int = 1) -> None:
-        """Count scans or lines that are left out."""
-        self.refused[reason.value] += count
-
-    def label(self, present: Collection[str], uncertain: Collection[str] = ()) -> int | None:
-        """The class of a scan by its findings; None, and counted, where it has none."""
-        found = self._rule.class_of(present, uncertain)
-        if isinstance(found, Unlabelled):
-            self.refuse(found)
-            return None
-        return found
-
-    def add(self, entry: Entry) -> None:
-        """Take a scan. The same again is counted; lines that contradict each other all drop out."""
-        place = (entry.file, entry.frame)
-        first = self._entries.get(place)
-        if place in self._contradicted:
-            self.refuse(LineReason.CONTRADICTION)
-        elif first is None:
-            self._entries[place] = entry
-        elif first == entry:
-            self.refuse(LineReason.REPEATED)
-        else:
-            self._contradicted.add(place)
-            del self._entries[place]
-            self.refuse(LineReason.CONTRADICTION, 2)
-
-    def index(self, unit: str = "patient") -> Index:
-        """What was gathered.
-
-        Raises:
-            ScanError: no scan is left.
-        """
-        if not self._entries:
-            raise nothing_left(self._folder, self.refused)
-        entries = list(self._entries.values())
-        return Index(self._layout, self._folder, entries, dict(self.refused), unit)
 
 
 _ADVICE: Final[Mapping[str, str]] = {

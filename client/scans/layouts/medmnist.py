@@ -9,8 +9,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from medfed.client.scans.layouts.collector import pack_entries
 from medfed.client.scans.layouts.files import ARRAYS, has_ending
-from medfed.client.scans.layouts.layout import Entry, Index, Layout, SourceRules
+from medfed.client.scans.layouts.layout import (
+    Entry,
+    Index,
+    Layout,
+    SourceRules,
+)
 from medfed.client.scans.npz import index_pictures
 from medfed.common.errors import ScanError
 from medfed.common.study import Study
@@ -31,12 +37,12 @@ def make_index(source: Path, study: Study, rules: SourceRules) -> Index:
         )
     found = index_pictures(path, study)
     parts: Sequence[int | None] = found.parts or [None] * len(found.labels)
-    entries = [
+    entries = pack_entries(
         Entry(path.name, label, key, part, frame=number)
         for number, (label, key, part) in enumerate(
             zip(found.labels, found.keys, parts, strict=True)
         )
-    ]
+    )
     return Index("medmnist", path.parent, entries, {}, found.unit)
 
 

@@ -17,9 +17,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from medfed.client.scans.layouts.collector import Collector
 from medfed.client.scans.layouts.files import VOLUMES, has_ending, walk
 from medfed.client.scans.layouts.layout import (
-    Collector,
     Entry,
     Index,
     Layout,

@@ -17,9 +17,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from medfed.client.scans.layouts.collector import Collector
 from medfed.client.scans.layouts.files import Named
 from medfed.client.scans.layouts.layout import (
-    Collector,
     Entry,
     Index,
     Layout,
@@ -42,9 +42,7 @@ def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     """
     collector = Collector("rsna", folder, study)
     found = _targets(folder, collector)
-    for patient, detailed in _classes(folder).items():
-        if patient in found:
-            found[patient] |= detailed
+    _add_classes(folder, found)
     files = Named(folder.resolve(), _ENDINGS)
     for patient, texts in found.items():
         label = collector.label(texts)
@@ -58,29 +56,33 @@ def make_index(folder: Path, study: Study, rules: SourceRules) -> Index:
     return collector.index()
 
 
-def _targets(folder: Path, collector: Collector) -> dict[str, set[str]]:
+def _targets(folder: Path, collector: Collector) -> dict[str, frozenset[str]]:
     """Patient -> ``1`` if any of the patient's lines says so, else ``0``."""
     table = Table(folder / TABLE)
     table.need("patientId", "Target")
-    found: dict[str, set[str]] = {}
+    texts = {target: frozenset({target}) for target in ("0", "1")}  # one object for all patients
+    found: dict[str, frozenset[str]] = {}
     for line in table.lines():
         patient, target = line.cells["patientId"], line.cells["Target"]
-        if not patient or target not in ("0", "1"):
+        if not patient or target not in texts:
             collector.refuse(LineReason.LINE)
-        elif found.setdefault(patient, {target}) == {"0"}:
-            found[patient] = {target}
+        elif found.setdefault(patient, texts[target]) == texts["0"]:
+            found[patient] = texts[target]
     return found
 
 
-def _classes(folder: Path) -> dict[str, set[str]]:
+def _add_classes(folder: Path, found: dict[str, frozenset[str]]) -> None:
+    """Add each patient's classes, where their table is there."""
     if not (folder / CLASSES).exists():
-        return {}
+        return
     table = Table(folder / CLASSES)
     table.need("patientId", "class")
-    found: dict[str, set[str]] = {}
+    known: dict[frozenset[str], frozenset[str]] = {}
     for line in table.lines():
-        found.setdefault(line.cells["patientId"], set()).add(line.cells["class"])
-    return found
+        patient = line.cells["patientId"]
+        if patient in found:
+            both = found[patient] | {line.cells["class"]}
+            found[patient] = known.setdefault(both, both)
 
 
 def _fits(_folder: Path, names: Collection[str]) -> bool:

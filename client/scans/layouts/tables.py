@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
 from medfed.common.errors import ScanError
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 MAX_TABLE_BYTES: Final = 256 << 20
 """Largest table: some millions of lines."""
@@ -48,14 +53,11 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        text = read_text(path)
-        first = text.partition("\n")[0]
-        separator = max(SEPARATORS, key=first.count)
-        self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        try:
-            self.columns = [cell.strip() for cell in next(self._reader, [])]
-        except csv.Error:
-            raise self.error("line 1: not valid CSV") from None
+        with opened(path) as file:
+            first = file.readline()
+            self._separator = max(SEPARATORS, key=first.count)
+            file.seek(0)
+            self.columns = self._columns(self._reader(file))
 
     def need(self, *columns: str) -> None:
         """Check that columns are there.
@@ -76,44 +78,62 @@ class Table:
         return next((plain[_plain(name)] for name in names if _plain(name) in plain), None)
 
     def lines(self) -> Iterator[Line]:
-        """Give the lines after the first, once; empty ones are skipped.
+        """Give the lines after the first; empty ones are skipped. The table is not kept in memory.
 
         Raises:
-            ScanError: a line is no CSV.
+            ScanError: a line is no CSV, or no UTF-8; the table is another than it was.
         """
+        with opened(self._path) as file:
+            reader = self._reader(file)
+            if self._columns(reader) != self.columns:
+                raise self.error("it changed while it was read")
+            try:
+                for cells in reader:
+                    if cells:
+                        texts = [cell.strip() for cell in cells]
+                        texts += [""] * (len(self.columns) - len(texts))
+                        yield Line(reader.line_num, dict(zip(self.columns, texts, strict=False)))
+            except csv.Error:
+                raise self.error(f"line {reader.line_num}: not valid CSV") from None
+
+    def _reader(self, file: TextIO) -> Reader:
+        return csv.reader(file, delimiter=self._separator, strict=True)
+
+    def _columns(self, reader: Reader) -> list[str]:
         try:
-            for cells in self._reader:
-                if cells:
-                    texts = [cell.strip() for cell in cells]
-                    texts += [""] * (len(self.columns) - len(texts))
-                    yield Line(self._reader.line_num, dict(zip(self.columns, texts, strict=False)))
+            return [cell.strip() for cell in next(reader, [])]
         except csv.Error:
-            raise self.error(f"line {self._reader.line_num}: not valid CSV") from None
+            raise self.error("line 1: not valid CSV") from None
 
-    def error(self, found: str) -> ScanError:
+    def error(self, found: str, advice: str = "") -> ScanError:
         """An error about this table."""
-        return ScanError(f"{self._path}: {found}.", advice=f"correct {self._path.name}.")
+        return ScanError(f"{self._path}: {found}.", advice=advice or f"correct {self._path.name}.")
 
 
-def read_text(path: Path) -> str:
-    """Read a text file up to ``MAX_TABLE_BYTES``.
+@contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """Open a text file of up to ``MAX_TABLE_BYTES``; line ends are given as they are.
 
     Raises:
-        ScanError: it cannot be read, is longer, or is not UTF-8.
+        ScanError: it cannot be read, is longer, or is not UTF-8; what is raised while it is open
+            says the same.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TABLE_BYTES + 1)
-        if len(content) <= MAX_TABLE_BYTES:
-            return content.decode("utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError("no regular file")
+            if found.st_size > MAX_TABLE_BYTES:
+                raise ScanError(
+                    f"{path}: longer than {MAX_TABLE_BYTES} bytes.",
+                    advice="split the data set in two.",
+                )
+            yield file
     except (OSError, UnicodeDecodeError) as error:
         raise ScanError(
             f"{path}: the table cannot be read ({type(error).__name__}).",
             advice="check the path, that this user may read it, and that it is UTF-8 text.",
         ) from None
-    raise ScanError(
-        f"{path}: longer than {MAX_TABLE_BYTES} bytes.", advice="split the data set in two."
-    )
 
 
 def _plain(column: str) -> str:

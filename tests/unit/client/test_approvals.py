@@ -17,7 +17,8 @@ from medfed.client.approvals import (
 )
 from medfed.client.ledger import RoundKey
 from medfed.client.scans.patients import PseudonymKey
-from medfed.client.site_root import Policy, open_ledger, open_site
+from medfed.client.site_root import open_ledger, open_site
+from medfed.client.site_settings import Policy
 from medfed.common.errors import ApprovalError, ConfigError, LedgerError, PrivacyError, ScanError
 from medfed.common.privacy.terms import terms_of
 from tests.support.ledgers import pay

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,7 +18,17 @@ from medfed.common.errors import ApprovalError, LedgerError, PrivacyError
 from medfed.common.privacy.accounting import composed_epsilon
 from medfed.common.privacy.terms import Term, Terms
 from medfed.common.trust.ledger_head import Head
-from tests.support.ledgers import COST, KEY, PAYLOAD, TERMS, LedgerPlace, approve, pay
+from tests.support.ledgers import (
+    COST,
+    KEY,
+    PAYLOAD,
+    TERMS,
+    FailingConnection,
+    LedgerPlace,
+    approve,
+    crash,
+    pay,
+)
 
 ROOT = Path(__file__).parents[3]
 OTHER_BASE = replace(KEY, base="c" * 64)
@@ -183,26 +190,6 @@ def test_a_receipt_that_is_not_of_this_ledger_clears_nothing(ledger: Ledger) -> 
 
 
 # ---- crashes -------------------------------------------------------------------------------------
-def crash(place: LedgerPlace, code: str) -> None:
-    """Run code with the ledger in a process of its own that kills itself."""
-    program = (
-        "import os, signal\n"
-        "from pathlib import Path\n"
-        "from medfed.client.exposure import NO_CEILING\n"
-        "from medfed.client.ledger import Ledger, RoundKey\n"
-        "from medfed.client.witness import Witness\n"
-        "from medfed.common.trust.ledger_head import HeadSigner\n"
-        f"KEY = {KEY!r}\n"
-        f"ledger = Ledger.open(Path({str(place.path)!r}), HeadSigner(Path({str(place.key)!r})),\n"
-        f"    Witness(Path({str(place.witness)!r}), site='A'), site='A',\n"
-        "    pseudonym_check='c' * 64, ceiling=lambda: NO_CEILING)\n"
-        "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"{code}\ndie()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
-    assert done.returncode == -signal.SIGKILL
-
-
 def test_a_crash_after_the_reservation_costs_nothing_and_the_round_starts_anew(
     ledger: Ledger, place: LedgerPlace
 ) -> None:
@@ -301,21 +288,6 @@ def test_a_site_that_withdrew_can_be_approved_anew_and_train_the_same_round(
     ledger.commit(KEY, PAYLOAD)
 
     assert ledger.paid(KEY) is not None
-
-
-class FailingConnection:
-    """A connection that fails at one statement as on a full disk."""
-
-    def __init__(self, db: sqlite3.Connection, statement: str) -> None:
-        self.db, self.statement = db, statement
-
-    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
-        if sql.startswith(self.statement):
-            raise sqlite3.OperationalError("database or disk is full")
-        return self.db.execute(sql, *values)  # type: ignore[arg-type]  # passed on as they came
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.db, name)
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "INSERT INTO entry", "INSERT OR IGNORE", "BEGIN"])

@@ -266,9 +266,9 @@ def test_a_replaced_node_key_is_refused(place: LedgerPlace) -> None:
 def test_a_replaced_pseudonym_key_is_refused(place: LedgerPlace) -> None:
     place.approved().close()
 
-    with pytest.raises(LedgerError, match=r"pseudonym\.key is not the key") as caught:
+    with pytest.raises(LedgerError, match=r"the pseudonym key is not the key") as caught:
         place.open(pseudonym_check="0" * 64)
-    assert "restore keys/pseudonym.key" in caught.value.advice
+    assert "restore the pseudonym key" in caught.value.advice
 
 
 # ---- a witness that cannot be written ------------------------------------------------------------

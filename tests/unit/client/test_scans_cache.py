@@ -48,7 +48,9 @@ def source_of(number: int) -> Source:
 def add(cache: ScanCache, number: int) -> None:
     """Take a scan, of which all follows from its number."""
     content = content_name(cache.content_key, bytes([number]))
-    cache.add(source_of(number), content, f"P{number}", packed(tensor_of(number), FORM))
+    cache.add(
+        source_of(number), content, f"P{number}", f"about {number}", packed(tensor_of(number), FORM)
+    )
 
 
 def find(cache: ScanCache, number: int) -> Found:
@@ -142,7 +144,7 @@ def test_a_file_in_another_state_is_not_known(cache: ScanCache, field: str) -> N
 def test_a_file_that_was_unsettled_is_known_only_to_who_just_read_it(cache: ScanCache) -> None:
     content = content_name(cache.content_key, b"x")
     unsettled = source_of(0)._replace(settled=False)
-    cache.add(unsettled, content, "", packed(tensor_of(0), FORM))
+    cache.add(unsettled, content, "", "", packed(tensor_of(0), FORM))
 
     assert cache.find(unsettled) is not None
     assert cache.find(source_of(0)) is None
@@ -175,8 +177,9 @@ def test_any_patient_key_comes_back(cache: ScanCache) -> None:
 
     @given(st.text(st.characters(exclude_categories=()), max_size=200))  # lone surrogates too
     def check(patient: str) -> None:
-        cache.add(source_of(0), content, patient, plain)
-        assert find(cache, 0).patient == patient
+        cache.add(source_of(0), content, patient, patient, plain)
+        found = find(cache, 0)
+        assert found.patient == patient and cache.about(found) == patient
 
     check()
 
@@ -188,11 +191,11 @@ def test_nothing_on_disk_says_whose_or_what(tmp_path: Path) -> None:
         sha256 = bytes(range(100, 132))
         source = Source(Path("/scans/MEIER_ANNA.dcm"), STATE)
         content = content_name(cache.content_key, sha256)
-        cache.add(source, content, "PATIENT-4711", packed(flat, FORM))
+        cache.add(source, content, "PATIENT-4711", "SCANNER-0815", packed(flat, FORM))
         cache.commit()
         whole = b"".join(path.read_bytes() for path in cache.folder.iterdir())
 
-    for secret in (b"MEIER", b"4711", sha256, packed(flat, FORM)[16:48], KEY):
+    for secret in (b"MEIER", b"4711", b"0815", sha256, packed(flat, FORM)[16:48], KEY):
         assert secret not in whole
 
 
@@ -210,7 +213,7 @@ def test_the_same_tensor_never_gives_the_same_record(cache: ScanCache) -> None:
     size = FORM.record_bytes
     for number in range(50):
         content = content_name(cache.content_key, bytes([number]))
-        cache.add(source_of(number), content, "", packed(tensor_of(0), FORM))
+        cache.add(source_of(number), content, "", "", packed(tensor_of(0), FORM))
     cache.commit()
 
     stored = (cache.folder / TENSORS).read_bytes()

@@ -6,17 +6,24 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from medfed.client.scans.greyscale import shown_values, windowed
+from medfed.client.scans import greyscale
+from medfed.client.scans.greyscale import each, scale_of, shown_values, windowed
 from medfed.client.scans.guards import checked_header
+from medfed.client.scans.projection import Picture
 from medfed.client.scans.refusals import Reason, RefusedScanError
-from tests.support.scans import scan_object
+from tests.support.scans import scan_object, study_of
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
+def picture_of(stored: Any, dataset: Dataset, *, window: bool = True) -> Picture:
+    header = checked_header(dataset)
+    scans = study_of(scans="" if window else 'intensity = "stored"').scans
+    return shown_values(stored, dataset, header, scale_of(dataset, header, scans))
+
+
 def shown(pixels: Any, *, window: bool = True, **elements: Any) -> Any:
-    dataset = scan_object(pixels, **elements)
-    return shown_values(pixels, dataset, checked_header(dataset), window=window).values
+    return picture_of(pixels, scan_object(pixels, **elements), window=window).values
 
 
 def item(**elements: Any) -> Dataset:
@@ -50,7 +57,7 @@ def test_signed_values_range_from_the_lowest_to_the_highest() -> None:
     dataset.PixelRepresentation = 1
     stored = np.asarray([[-2048, 2047]], dtype=np.int16)  # the ends of 12 signed bits
 
-    picture = shown_values(stored, dataset, checked_header(dataset), window=True)
+    picture = picture_of(stored, dataset)
 
     assert picture.values.tolist() == [[0.0, 1.0]]
 
@@ -155,9 +162,7 @@ def test_a_lut_of_packed_bytes_is_read() -> None:
     table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
     dataset = scan_object(np.zeros((1, 2), dtype=np.uint8), VOILUTSequence=[table])
 
-    values = shown_values(
-        np.asarray([[0, 1]]), dataset, checked_header(dataset), window=True
-    ).values
+    values = picture_of(np.asarray([[0, 1]]), dataset).values
 
     assert values.tolist() == [[0.0, 1.0]]
 
@@ -167,7 +172,7 @@ def test_padding_is_black_even_in_an_inverted_picture() -> None:
         RAMP, colour_model="MONOCHROME1", PixelPaddingValue=0, PixelPaddingRangeLimit=3
     )
 
-    picture = shown_values(RAMP, dataset, checked_header(dataset), window=True)
+    picture = picture_of(RAMP, dataset)
 
     assert picture.values[0, :5].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0 - 4 / 255]
     assert picture.valid is not None and (~picture.valid).sum() == 4
@@ -178,7 +183,7 @@ def test_signed_padding_written_as_unsigned_is_understood() -> None:
     dataset.PixelRepresentation = 1
     stored = np.asarray([[-2000, 5]], dtype=np.int16)  # 0xF830 in two's complement is -2000
 
-    picture = shown_values(stored, dataset, checked_header(dataset), window=True)
+    picture = picture_of(stored, dataset)
 
     assert picture.valid is not None and picture.valid.tolist() == [[False, True]]
 
@@ -221,3 +226,88 @@ def test_a_transform_that_says_nothing_is_refused(elements: dict[str, Any]) -> N
         shown(RAMP, **elements)
 
     assert caught.value.reason is Reason.GREY_SCALE
+
+
+def random_transforms(seed: int) -> tuple[Dataset, np.ndarray[Any, Any]]:
+    """A picture of random depth, sign and polarity with random transforms, and its values."""
+    draws = np.random.default_rng(seed)
+    bits, signed = int(draws.choice([8, 10, 12, 16])), bool(draws.integers(2))
+    elements: dict[str, Any] = {}
+    if draws.integers(2):
+        slope, intercept = draws.normal(0, 3), draws.normal(0, 500)
+        elements |= {"RescaleSlope": f"{slope:.6g}", "RescaleIntercept": f"{intercept:.6g}"}
+    elif draws.integers(2):
+        table = draws.integers(0, 4096, 300).tolist()
+        elements["ModalityLUTSequence"] = lut(int(draws.integers(50)), 12, table)
+    if draws.integers(3) == 0:
+        table = draws.integers(0, 256, 1000).tolist()
+        elements["VOILUTSequence"] = lut(int(draws.integers(50)), 8, table)
+    elif draws.integers(3):
+        centre, width = draws.normal(1000, 500), draws.uniform(1, 5000)
+        elements |= {"WindowCenter": f"{centre:.6g}", "WindowWidth": f"{width:.6g}"}
+        elements["VOILUTFunction"] = str(draws.choice(["LINEAR", "LINEAR_EXACT", "SIGMOID"]))
+    if draws.integers(2):
+        elements |= {"PixelPaddingValue": 3, "PixelPaddingRangeLimit": 9}
+    kind = f"{'int' if signed else 'uint'}{8 if bits == 8 else 16}"
+    low, high = (-(1 << bits - 1), 1 << bits - 1) if signed else (0, 1 << bits)
+    middle, spread = draws.integers(low, high), 10 ** draws.uniform(0, 4)
+    stored = draws.normal(middle, spread, (96, 97)).clip(low, high - 1).astype(kind)
+    model = str(draws.choice(["MONOCHROME1", "MONOCHROME2"]))
+    dataset = scan_object(
+        stored.view(f"u{stored.dtype.itemsize}"), bits_stored=bits, colour_model=model, **elements
+    )
+    dataset.PixelRepresentation = int(signed)
+    for keyword in {"PixelPaddingValue", "PixelPaddingRangeLimit"} & set(elements):
+        dataset[keyword].VR = "US"
+    return dataset, stored
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_table_of_values_gives_to_the_bit_what_each_pixel_by_itself_gives(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, stored = random_transforms(seed)
+
+    def by(pixels_per_level: float) -> Picture:
+        monkeypatch.setattr(greyscale, "PIXELS_PER_LEVEL", pixels_per_level)
+        return picture_of(stored, dataset)
+
+    by_table, by_pixel = by(0), by(1e9)
+
+    assert by_table.values.tobytes() == by_pixel.values.tobytes()
+    assert np.array_equal(by_table.valid, by_pixel.valid)  # type: ignore[arg-type]  # or None
+
+
+@pytest.mark.parametrize(
+    ("stored", "mapped"),
+    [
+        (np.arange(-3, 3, dtype=np.int8).repeat(4), 6),
+        (np.asarray([-32768, 32767] * 70_000, dtype=np.int16), 65536),
+        (np.asarray([70_000] * 8, dtype=np.uint32), 1),
+        (np.asarray([0, 1 << 30] * 8, dtype=np.uint32), 16),  # no table of a billion entries
+        (np.asarray([5, 9], dtype=np.uint8), 2),
+    ],
+)
+def test_no_more_values_are_mapped_than_there_are(stored: Any, mapped: int) -> None:
+    sizes: list[int] = []
+
+    def mapping(values: Any) -> Any:
+        sizes.append(values.size)
+        return values.astype(np.float64) * 2 + 1
+
+    assert np.array_equal(each(stored, mapping), stored.astype(np.float64) * 2 + 1)
+    assert sizes == [mapped]
+
+
+@pytest.mark.parametrize("width", [400.0, 1.5])
+def test_a_study_s_window_takes_the_place_of_the_header_s(width: float) -> None:
+    window = f'intensity = "fixed"\nwindow = {{ center = 40, width = {width} }}'
+    scans = study_of(scans=window).scans
+    dataset = scan_object(
+        RAMP, RescaleSlope=1, RescaleIntercept=-100, WindowCenter=10, WindowWidth=5
+    )
+    header = checked_header(dataset)
+
+    values = shown_values(RAMP, dataset, header, scale_of(dataset, header, scans)).values
+
+    assert np.array_equal(values, windowed(RAMP.astype(np.float64) - 100, 40.0, width))

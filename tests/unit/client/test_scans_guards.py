@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from medfed.client.scans import guards
 from medfed.client.scans.codestream import CodestreamSize, codestream_size
+from medfed.client.scans.frames import decoded_frame
 from medfed.client.scans.guards import open_scan
 from medfed.client.scans.pixels import read_dicom
 from medfed.client.scans.refusals import Reason, RefusedScanError
@@ -40,6 +41,15 @@ def picture(form: str, size: tuple[int, int] = (32, 32), mode: str = "L") -> byt
     stream = io.BytesIO()
     Image.new(mode, size, 200).save(stream, form)
     return stream.getvalue()
+
+
+def siz(columns: int, rows: int, depths: str, components: int | None = None) -> bytes:
+    """Start of a JPEG 2000 codestream with a size marker."""
+    described = bytes.fromhex(depths)
+    count = len(described) // 3 if components is None else components
+    sizes = struct.pack(">8L", columns, rows, 0, 0, columns, rows, 0, 0)
+    head = struct.pack(">HHH", 0xFF4F, 0xFF51, 38 + 3 * count)
+    return head + bytes(2) + sizes + struct.pack(">H", count) + described
 
 
 def write_compressed(path: Path, stream: bytes, syntax: UID, **elements: Any) -> Path:
@@ -98,10 +108,48 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(
     size: tuple[int, int],
     mode: str,
 ) -> None:
-    monkeypatch.setattr("medfed.client.scans.pixels.pixel_array", None)  # calling it would fail
+    monkeypatch.setattr("medfed.client.scans.frames.pixel_array", None)  # calling it would fail
     path = write_compressed(tmp_path / "a.dcm", picture(form, size, mode), syntax)
 
     assert refusal(path) is Reason.CODESTREAM
+
+
+@pytest.mark.parametrize("form", ["JPEG", "JPEG2000"])
+def test_every_frame_is_compared_with_the_header_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    frames = [picture(form, size) for size in ((32, 32), (32, 32), (64, 64))]
+    dataset = scan_object(random_pixels(), NumberOfFrames=3)
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit if form == "JPEG" else JPEG2000
+    dataset.PixelData = encapsulate(frames)
+    dataset["PixelData"].VR = "OB"
+    write_object(dataset, tmp_path / "a.dcm")
+    opened, header = open_scan(tmp_path / "a.dcm")
+
+    assert (decoded_frame(opened, header, 1) == 200).all()
+    monkeypatch.setattr("medfed.client.scans.frames.pixel_array", None)  # calling it would fail
+    with pytest.raises(RefusedScanError) as caught:
+        decoded_frame(opened, header, 2)
+    assert caught.value.reason is Reason.CODESTREAM
+
+
+@pytest.mark.parametrize("index", [-1, 1])
+def test_a_frame_that_a_file_does_not_have_is_not_asked_for(tmp_path: Path, index: int) -> None:
+    opened, header = open_scan(write_scan(tmp_path / "a.dcm", random_pixels()))
+
+    with pytest.raises(IndexError, match=f"frame {index} of 1"):
+        decoded_frame(opened, header, index)
+
+
+def test_a_codestream_of_more_bits_than_the_header_has_room_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medfed.client.scans.frames.pixel_array", None)  # calling it would fail
+    stream = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 4000, dtype=np.uint16)).save(stream, "JPEG2000")
+    path = write_compressed(tmp_path / "a.dcm", stream.getvalue(), JPEG2000)
+
+    assert refusal(path) is Reason.CODESTREAM  # in 8 bits 4000 would read as 160
 
 
 def test_a_run_length_frame_that_would_inflate_beyond_the_header_is_refused(
@@ -116,13 +164,17 @@ def test_a_run_length_frame_that_would_inflate_beyond_the_header_is_refused(
 @pytest.mark.parametrize(
     ("stream", "size"),
     [
-        (picture("JPEG", (40, 30)), CodestreamSize(30, 40, 1)),
-        (picture("JPEG", (40, 30), "RGB"), CodestreamSize(30, 40, 3)),
-        (picture("JPEG2000", (40, 30), "RGB"), CodestreamSize(30, 40, 3)),
+        (picture("JPEG", (40, 30)), CodestreamSize(30, 40, 1, 8)),
+        (picture("JPEG", (40, 30), "RGB"), CodestreamSize(30, 40, 3, 8)),
+        (picture("JPEG2000", (40, 30), "RGB"), CodestreamSize(30, 40, 3, 8)),
         # JPEG-LS, T.87: SOI, SOF55 with 8 bits, 3 rows, 5 columns, 1 component.
-        (bytes.fromhex("ffd8 fff7 000b 08 0003 0005 01 011100"), CodestreamSize(3, 5, 1)),
+        (bytes.fromhex("ffd8 fff7 000b 08 0003 0005 01 011100"), CodestreamSize(3, 5, 1, 8)),
         (bytes.fromhex("ffd8 ffda 0008 01 0100 003f00"), None),  # a scan before any frame header
         (b"\xff\xd8\xff\xc0\x00", None),
+        # JPEG 2000, T.800 A.5.1: 7 rows, 9 columns; 2 components, of 12 bits and of 8, signed.
+        (siz(9, 7, "0b 01 01 87 01 01"), CodestreamSize(7, 9, 2, 12)),
+        (siz(9, 7, "0b 01 01", components=2), None),  # it ends inside its components
+        (siz(9, 7, "", components=0), None),
         (b"", None),
     ],
 )
@@ -264,12 +316,12 @@ def with_box(jp2: bytes, content: bytes) -> bytes:
 def test_a_size_marker_planted_in_a_jp2_box_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medfed.client.scans.pixels.pixel_array", None)  # calling it would fail
+    monkeypatch.setattr("medfed.client.scans.frames.pixel_array", None)  # calling it would fail
     whole = picture("JPEG2000", (32, 32))
     small = whole[whole.index(b"\xff\x4f\xff\x51") :][:60]  # says 32 × 32
     stream = with_box(picture("JPEG2000", (64, 64)), small)
 
-    assert codestream_size(stream) == CodestreamSize(64, 64, 1)
+    assert codestream_size(stream) == CodestreamSize(64, 64, 1, 8)
     path = write_compressed(tmp_path / "a.dcm", stream, JPEG2000)
     assert refusal(path) is Reason.CODESTREAM
 
@@ -301,7 +353,7 @@ def test_a_jp2_box_with_a_long_length_is_walked_over() -> None:
     at = whole.index(b"jp2h") - 4
     box = struct.pack(">L4sQ", 1, b"uuid", 20) + b"abcd"
 
-    assert codestream_size(whole[:at] + box + whole[at:]) == CodestreamSize(30, 40, 1)
+    assert codestream_size(whole[:at] + box + whole[at:]) == CodestreamSize(30, 40, 1, 8)
 
 
 def test_an_extended_offset_table_cannot_send_the_decoder_to_an_unchecked_frame(

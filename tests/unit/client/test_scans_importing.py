@@ -83,7 +83,7 @@ def run(site: SiteRoot, study: Study = STUDY, **how: bool) -> tuple[Tally, list[
 
 
 def assert_same(cached: ScanSet, direct: ScanSet) -> None:
-    assert np.array_equal(cached.images, direct.images)
+    assert np.array_equal(np.asarray(cached.images), direct.images)
     for name in ("labels", "patient", "part"):
         assert np.array_equal(getattr(cached, name), getattr(direct, name))
     assert (cached.unit, cached.refused) == (direct.unit, direct.refused)
@@ -179,14 +179,14 @@ def test_a_file_that_was_touched_moved_or_copied_is_hashed_and_not_decoded(site:
 
 
 def test_a_changed_file_is_decoded_again(site: SiteRoot) -> None:
-    before = cached_scans(site, STUDY)
+    before = np.asarray(cached_scans(site, STUDY).images)
     write_scan(site.scans / "2.dcm", random_pixels(77), patient_id="P1")
     settle(site.scans / "2.dcm")  # same size, time of modification, perhaps inode; other content
 
     tally, read = run(site)
     assert (tally.imported, tally.unchanged, read) == (1, 3, ["2.dcm"])
-    after = cached_scans(site, STUDY)
-    assert [np.array_equal(a, b) for a, b in zip(before.images, after.images, strict=True)] == [
+    after = np.asarray(cached_scans(site, STUDY).images)
+    assert [np.array_equal(a, b) for a, b in zip(before, after, strict=True)] == [
         True,
         True,
         False,
@@ -270,7 +270,7 @@ def damage(site: SiteRoot, row: int) -> None:
 
 
 def test_a_damaged_record_is_read_anew_from_its_file(site: SiteRoot) -> None:
-    direct = cached_scans(site, STUDY)
+    direct = read_scans(site.scans, STUDY)
     damage(site, 1)
 
     assert_same(cached_scans(site, STUDY), direct)
@@ -400,3 +400,26 @@ def test_a_file_is_settled_once_its_time_cannot_stay_the_same(age_s: float, sett
     now = 2 * 10**18
 
     assert is_settled(FileState(1, now - int(age_s * 1e9), 1, 1), now) is settled
+
+
+# ---- erasure -------------------------------------------------------------------------------------
+def test_what_the_folder_has_no_more_is_erased_on_request_and_nothing_else(site: SiteRoot) -> None:
+    run(site)
+    with open_cache(site, STUDY.scans) as cache:
+        tensors = cache.folder / TENSORS
+    before = tensors.read_bytes()
+    (site.scans / "2.dcm").unlink()
+    lines = (site.scans / "worklist.csv").read_text().splitlines()
+    (site.scans / "worklist.csv").write_text("\n".join(x for x in lines if "2.dcm" not in x))
+
+    assert run(site)[0].erased == 0
+    assert tensors.read_bytes() == before
+
+    tally, _ = run(site, prune=True)
+    after = tensors.read_bytes()
+    size = recipe_of(STUDY.scans).form.record_bytes
+    places = [n for n in range(4) if not any(after[n * size : (n + 1) * size])]
+    assert (tally.unchanged, tally.erased, len(places)) == (3, 1, 1)
+    kept = [n for n in range(4) if n not in places]
+    assert all(after[n * size : (n + 1) * size] == before[n * size : (n + 1) * size] for n in kept)
+    assert len(cached_scans(site, STUDY)) == 3

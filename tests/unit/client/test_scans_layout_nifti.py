@@ -129,6 +129,78 @@ def test_the_file_s_spacing_is_used(tmp_path: Path) -> None:
     assert np.allclose(read_volume(path, SPACED), 200 / 255)  # 8 by 8 pixels of 2 mm, all of it
 
 
+def test_first_and_middle_are_both_the_middle_slice(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", volume())
+    middle = study_of(size=8, scans='take = "middle"').scans
+
+    assert np.array_equal(read_volume(path, middle), read_volume(path, SCANS))
+
+
+@pytest.mark.parametrize("slab", [1, 2, 32])
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_projections_run_from_the_feet_to_the_head_however_the_body_is_stored(
+    tmp_path: Path, axes: tuple[int, ...], sign: int, slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumes, "SLAB", slab)
+    data = volume(shape=(8, 8, 5))
+    stored = data[:, :, ::sign].transpose(axes)
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, world in enumerate(axes):
+        affine[world, axis] = sign if world == 2 else 1
+    path = save(tmp_path / "a.nii", stored, affine)
+
+    shown = data[::-1, ::-1].transpose(1, 0, 2) / 255.0
+    for take, expected in (("maximum", shown.max(axis=2)), ("mean", shown.mean(axis=2))):
+        tensor = read_volume(path, study_of(size=8, scans=f'take = "{take}"').scans)
+        assert tensor[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_mean_is_the_same_to_the_bit_for_a_body_stored_upside_down(tmp_path: Path) -> None:
+    # Of such values the sum depends on the order: 1e16 + 1 - 1e16 is 0, and 1e16 - 1e16 + 1 is 1.
+    data = np.random.default_rng(0).permuted(np.tile([1e16, 1.0, -1e16, 2.0], (8, 8, 1)), axis=2)
+    scans = study_of(size=8, scans='intensity = "percentile"\ntake = "mean"').scans
+    flip = np.diag([1.0, 1.0, -1.0, 1.0])
+
+    plain = read_volume(save(tmp_path / "a.nii", data), scans)
+    upside_down = read_volume(save(tmp_path / "b.nii", data[:, :, ::-1], flip), scans)
+
+    assert len(np.unique(plain)) > 2
+    assert np.array_equal(plain, upside_down)
+
+
+def test_a_slice_that_is_asked_for_is_not_projected(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", volume())
+    brightest = study_of(size=8, scans='take = "maximum"').scans
+
+    assert np.array_equal(read_volume(path, brightest, 1), read_volume(path, SCANS, 1))
+
+
+def test_what_is_not_finite_has_no_part_in_a_projection(tmp_path: Path) -> None:
+    data = np.zeros((8, 8, 3), dtype=np.float32)
+    data[0, 0] = (np.nan, 100.0, 300.0)
+    data[1, 1] = np.inf
+    window = 'intensity = "fixed"\nwindow = { center = 0, width = 1001 }\n'
+    scans = study_of(size=8, scans=window + 'take = "mean"').scans
+
+    tensor = read_volume(save(tmp_path / "a.nii", data), scans)[0][::-1, ::-1].T
+
+    # (x + 0.5) / 1000 + 0.5 of 200, of nothing, and of 0
+    assert tensor[0, 0] == pytest.approx(0.7005)
+    assert tensor[1, 1] == 0.0
+    assert tensor[2, 2] == pytest.approx(0.5005)
+
+
+def test_a_fixed_window_takes_hounsfield_units_of_any_type(tmp_path: Path) -> None:
+    data = np.full((8, 8, 3), -400, dtype=np.int16)
+    lung = 'intensity = "fixed"\nwindow = { center = -600, width = 1501 }'
+
+    tensor = read_volume(save(tmp_path / "a.nii", data), study_of(size=8, scans=lung).scans)
+
+    assert tensor == pytest.approx(200.5 / 1500 + 0.5)  # PS3.3 C.11.2.1.2.1
+
+
 # ---- hostile files -------------------------------------------------------------------------------
 def header(**fields: tuple[int, str, Sequence[float]]) -> bytes:
     """A header of nothing with some fields put in: offset, format, values."""

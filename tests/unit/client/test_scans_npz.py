@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from medfed.client.scans import npz
+from medfed.client.scans.npz import index_pictures
 from medfed.client.scans.read import read_scans
 from medfed.client.scans.scanset import TEST, TRAIN, VALIDATION
 from medfed.common.errors import ScanError
@@ -150,7 +153,7 @@ def test_arrays_above_the_limit_are_refused_unread(
 ) -> None:
     path = write(tmp_path, three_parts())
     monkeypatch.setattr(npz, "MAX_ARRAYS_BYTES", 10_000)  # ten pictures have 10,240 bytes
-    monkeypatch.setattr(np, "load", None)  # calling it would fail
+    monkeypatch.setattr(npz, "read_array", None)  # calling it would fail
 
     with pytest.raises(ScanError, match="above 10000"):
         read_scans(path, study_of())
@@ -201,3 +204,81 @@ def test_a_damaged_archive_is_refused_and_nothing_else_comes_out(tmp_path: Path,
         read_scans(damaged(tmp_path / "a.npz", how), study_of())
 
     assert "Next step" in str(caught.value)
+
+
+# ---- what else an archive may hold ---------------------------------------------------------------
+def header(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
+    stream = io.BytesIO()
+    said = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, said)
+    return stream.getvalue()
+
+
+def write_members(path: Path, **members: tuple[bytes, int]) -> Path:
+    """An archive of arrays, each a beginning and so many zeros more."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, (start, zeros) in members.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                member.write(start)
+                for left in range(zeros, 0, -(1 << 20)):
+                    member.write(bytes(min(left, 1 << 20)))
+    return path
+
+
+BIG = 96 << 20
+"""Bytes that must not be inflated; the arrays of ``LITTLE`` are some thousand."""
+LITTLE = {"images": (header((6, 8, 8)), 6 * 64), "labels": (header((6,)), 6)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"labels": (header((BIG,)), BIG)}, "labels is uint8 of shape"),
+        ({"case": (header((BIG,)), BIG)}, "case is uint8 of shape"),
+        ({"case": (header((6,), f"<U{4 << 20}"), BIG)}, "case is <U"),
+        ({"images": (header((BIG // 64, 8, 8)), BIG)}, "more than 1000000 pictures"),
+        ({"images": (header((6, 8, 8)), BIG)}, r"cannot be read \(ValueError\)"),
+        ({"images": (header((6, 8, 8)), 6 * 64 - 1)}, r"cannot be read \(ValueError\)"),
+        ({"images": (header((2**62, 2**62, 1)), 64)}, r"cannot be read \(ValueError\)"),
+        ({"labels": (header((6,), "|O"), 48)}, r"cannot be read \(ValueError\)"),
+        (
+            {"labels": None, "other": (header((BIG,)), BIG)},
+            "missing: labels; found: images, case, other",
+        ),
+        ({"labels": None, "\x1b[31m\nBIG": LITTLE["labels"]}, "images, case, \ufffd.31m BIG"),
+    ],
+)
+def test_the_index_inflates_no_more_than_labels_and_groups_of_its_pictures(
+    tmp_path: Path, changed: dict[str, Any], found: str
+) -> None:
+    members = LITTLE | {"case": (header((6,)), 6)} | changed
+    path = write_members(tmp_path / "a.npz", **{k: v for k, v in members.items() if v})
+
+    tracemalloc.start()
+    with pytest.raises(ScanError, match=found) as caught:
+        index_pictures(path, study_of(scans='group_key = "case"', split=HASH))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 8 << 20  # of 96 MiB; one piece of the file is up to 1 MiB
+    assert len(str(caught.value)) < 1000
+
+
+def test_an_archive_of_very_many_members_is_refused_before_they_are_listed(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for number in range(20_000):  # 60 bytes each in the list at the archive's end
+            archive.writestr(f"{number:010}.npy", b"")
+
+    with pytest.raises(ScanError, match=r"cannot be read \(ValueError\)"):
+        index_pictures(tmp_path / "a.npz", study_of())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_arrays_in_either_order_of_axes_give_the_same(tmp_path: Path, packed: bool) -> None:
+    save = np.savez_compressed if packed else np.savez
+    images = random_pixels(0, (3, 40, 32, 1))
+    save(tmp_path / "c.npz", images=images)
+    save(tmp_path / "f.npz", images=np.asfortranarray(images))
+
+    for name in ("c.npz", "f.npz"):
+        assert np.array_equal(npz.load_images(tmp_path / name), images[..., 0])

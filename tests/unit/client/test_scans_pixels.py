@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pydicom.uid import ExplicitVRBigEndian
 
+from medfed.client.scans.functional_groups import pixel_spacing
 from medfed.client.scans.guards import open_scan
-from medfed.client.scans.pixels import pixel_spacing, read_dicom
+from medfed.client.scans.pixels import read_dicom
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.simulations.dicom_objects import write_object
 from tests.support.scans import random_pixels, scan_object, study_of, write_scan

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
+from medfed.client.scans import tensors
+from medfed.client.scans.enhance import denoised, equalised
+from medfed.client.scans.masks import box_of
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.client.scans.tensors import tensor_of
+from medfed.common.errors import ScanError
+from tests.support.chests import chest
 from tests.support.scans import random_pixels, study_of
 
 
@@ -133,3 +140,132 @@ def test_a_missing_or_senseless_spacing_is_refused(spacing: tuple[float, float] 
         tensor_of(np.zeros((32, 32)), scans, spacing_mm=spacing)
 
     assert caught.value.reason is Reason.SPACING
+
+
+# ---- denoising, cropping, CLAHE ------------------------------------------------------------------
+ENHANCED = 'denoise = "median"\ncrop = "lungs"\nclahe_clip = 0.02'
+
+
+def test_a_study_that_enhances_nothing_needs_no_package_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    values = random_pixels(shape=(32, 32, 3)) / 255.0
+
+    tensor = tensor_of(values, study_of(channels=3).scans)
+
+    assert np.array_equal(tensor, values.transpose(2, 0, 1).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "scans", ['denoise = "non-local-means"', 'crop = "foreground"', "clahe_clip = 0.01"]
+)
+def test_a_study_that_enhances_says_which_package_is_missing(
+    monkeypatch: pytest.MonkeyPatch, scans: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+
+    with pytest.raises(ScanError, match=r"pip install 'medfed\[enhance\]'") as caught:
+        tensor_of(random_pixels() / 255.0, study_of(scans=scans).scans)
+
+    assert not isinstance(caught.value, RefusedScanError)  # the site's fault, not one file's
+
+
+def test_a_picture_is_denoised_then_cropped_then_equalised_then_resized() -> None:
+    picture = chest(0, 128).picture
+    clean = denoised(picture, "median")
+    local = equalised(box_of(clean, None, "lungs").of(clean), 0.02)
+
+    tensor = tensor_of(picture, study_of(scans=ENHANCED).scans)
+
+    assert np.array_equal(tensor, tensor_of(local, study_of().scans))
+    # Each step counts, and in another order the result is another one.
+    for scans in (ENHANCED.replace("0.02", "0.2"), ENHANCED.replace("median", "none")):
+        assert not np.array_equal(tensor, tensor_of(picture, study_of(scans=scans).scans))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize(
+    "scans", [ENHANCED, 'denoise = "non-local-means"\ncrop = "foreground"', "clahe_clip = 1.0"]
+)
+def test_an_enhanced_tensor_has_the_study_s_shape_and_stays_in_range(
+    scans: str, colour: bool, channels: int
+) -> None:
+    picture = chest(1, 100).picture
+    values = picture[:, :, None] * [1.0, 0.8, 0.5] if colour else picture
+
+    tensor = tensor_of(values, study_of(channels=channels, scans=scans).scans)
+
+    assert tensor.shape == (channels, 32, 32) and tensor.dtype == np.float32
+    assert tensor.min() >= 0.0 and tensor.max() <= 1.0
+    if channels == 3 and not colour:
+        assert all(np.array_equal(plane, tensor[0]) for plane in tensor)
+
+
+def test_a_tensor_does_not_depend_on_what_was_read_before() -> None:
+    scans = study_of(scans=ENHANCED).scans
+    first, second = chest(0).picture, chest(1).picture
+
+    alone = tensor_of(second, scans)
+    tensor_of(first, scans)
+
+    assert np.array_equal(tensor_of(second, scans), alone)
+    assert np.array_equal(second, chest(1).picture)  # nor is what was given changed
+
+
+def test_a_crop_keeps_values_and_millimetres() -> None:
+    picture = np.zeros((80, 60))
+    picture[8:40, 4:36] = 0.5  # 32 mm × 32 mm off the centre, at 1 mm
+    picture[8:24, 4:36] = 0.6
+    scans = study_of(size=32, scans='crop = "foreground"\nspacing_mm = 2.0').scans
+
+    tensor = tensor_of(picture, scans, spacing_mm=(1.0, 1.0))
+
+    # 32 mm are 16 pixels of 2 mm, now in the middle of the tensor; the 5 % margin is a pixel.
+    assert (tensor[0] > 0.4).sum(axis=0).max() == pytest.approx(16, abs=1)
+    assert (tensor[0] > 0.4).sum(axis=1).max() == pytest.approx(16, abs=1)
+    assert np.argwhere(tensor[0] > 0.4).mean(axis=0) == pytest.approx([15.5, 15.5], abs=0.5)
+    assert tensor.max() == pytest.approx(0.6, abs=1e-6)
+
+
+@pytest.mark.parametrize("scans", ['denoise = "median"', "clahe_clip = 1.0"])
+def test_padding_is_cropped_away_and_what_is_left_of_it_stays_black(scans: str) -> None:
+    picture, valid = random_pixels(shape=(64, 64)) / 255.0, np.zeros((64, 64), dtype=bool)
+    valid[16:48, 16:48] = True
+    valid[24:40, 24:40] = np.indices((16, 16)).sum(axis=0) % 2 == 0  # every other pixel
+    picture[~valid] = 0.0
+
+    tensor = tensor_of(picture, study_of(scans=f'crop = "foreground"\n{scans}').scans, valid=valid)
+
+    within = valid[16:48, 16:48]
+    assert (tensor[0][~within] == 0.0).all()
+    assert (tensor[0][within] > 0.0).mean() > 0.95
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize(
+    ("scans", "limit"),
+    [
+        ('denoise = "median"', "MOST_FILTERED"),
+        ('denoise = "non-local-means"', "MOST_DENOISED"),
+        ("clahe_clip = 0.01", "MOST_FILTERED"),
+    ],
+)
+def test_a_very_large_picture_is_made_smaller_first_and_keeps_its_millimetres(
+    monkeypatch: pytest.MonkeyPatch, scans: str, limit: str, colour: bool
+) -> None:
+    study = study_of(size=32, scans=f"{scans}\nspacing_mm = 4.0")
+    picture, valid = np.full((100, 60), 0.1), np.ones((100, 60), dtype=bool)
+    picture[28:68, 10:50] = 0.9  # 40 mm × 80 mm at 1 mm × 2 mm
+    picture += 0.02 * np.random.default_rng(0).normal(size=picture.shape)
+    values = np.stack([picture] * 3, axis=2) if colour else picture
+
+    full = tensor_of(values, study.scans, spacing_mm=(1.0, 2.0), valid=valid)
+    monkeypatch.setattr(tensors, limit, 50 * 30)
+    tensor = tensor_of(values, study.scans, spacing_mm=(1.0, 2.0), valid=valid)
+
+    assert not np.array_equal(tensor, full)
+    assert (tensor[0] > 0.5).sum(axis=0).max() == 10  # 40 mm of 4
+    assert (tensor[0] > 0.5).sum(axis=1).max() == 20

@@ -13,9 +13,9 @@ from medfed.client.site_root import (
     create_site,
     open_ledger,
     open_site,
-    parse_site,
     renew_witness,
 )
+from medfed.client.site_settings import parse_site
 from medfed.client.witness import Witness, default_witness
 from medfed.common.errors import (
     ConfigError,
@@ -136,12 +136,13 @@ def test_a_folder_that_is_no_site_is_refused_with_the_next_step(tmp_path: Path) 
         open_site(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["node_key", "pseudonym.key"])
+@pytest.mark.parametrize("name", ["node_key", "pseudonym_key"])
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path, name: str) -> None:
     site = make_site(tmp_path)
-    (site.folder / "keys" / name).chmod(0o640)
+    key: Path = getattr(site, name)
+    key.chmod(0o640)
 
-    with pytest.raises(ConfigError, match=f"{name}: other users .*0640"):
+    with pytest.raises(ConfigError, match=f"{key.name}: other users .*0640"):
         open_site(site.folder)
 
 
@@ -212,6 +213,105 @@ def test_the_witness_lies_where_it_is_wanted(tmp_path: Path) -> None:
     assert not default_witness(scans).exists()
 
 
+# ---- the pseudonym key ---------------------------------------------------------------------------
+def made(tmp_path: Path, **paths: Path) -> SiteRoot:
+    ca = tmp_path / "t" / "ca.pem"
+    return create_site(
+        tmp_path / "A",
+        name="A",
+        scans=paths.pop("scans", None) or write_scans(tmp_path / "scans.npz"),
+        server="hub:1",
+        ca=ca if ca.exists() else new_authority(tmp_path / "t"),
+        **paths,
+    )
+
+
+def test_the_pseudonym_key_lies_beside_the_witness_and_not_with_what_it_names(
+    tmp_path: Path,
+) -> None:
+    site = made(tmp_path, witness=tmp_path / "state" / "w.json")
+
+    assert site.pseudonym_key == tmp_path / "state" / "w-pseudonym.key"
+    assert not site.key_is_backed_up
+    key = site.pseudonym_key.read_bytes()
+    files = [file for file in site.folder.rglob("*") if file.is_file()]
+    assert not any(key in file.read_bytes() for file in files)
+
+
+def test_the_pseudonym_key_lies_where_it_is_wanted(tmp_path: Path) -> None:
+    wanted = tmp_path / "safe" / "of" / "the" / "board.key"
+
+    site = made(tmp_path, pseudonym_key=wanted)
+
+    assert open_site(site.folder).pseudonym_key == wanted
+    assert stat.S_IMODE(wanted.stat().st_mode) == 0o600
+    open_ledger(site).close()
+
+
+def test_a_key_that_is_there_is_used_so_that_patients_keep_their_names(tmp_path: Path) -> None:
+    wanted = tmp_path / "board.key"
+    wanted.write_bytes(bytes(range(32)))
+    wanted.chmod(0o600)
+
+    assert made(tmp_path, pseudonym_key=wanted).pseudonym_key.read_bytes() == bytes(range(32))
+
+
+@pytest.mark.parametrize("where", ["A/keys/p.key", "scans/p.key", "scans/deep/p.key", "link/p.key"])
+def test_a_key_with_the_ledger_or_with_the_scans_is_refused(tmp_path: Path, where: str) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (tmp_path / "link").symlink_to(scans)
+
+    with pytest.raises(ConfigError, match="would lie in the (site's|scans) folder") as caught:
+        made(tmp_path, scans=scans, pseudonym_key=tmp_path / where)
+    assert "--pseudonym-key" in caught.value.advice
+    assert not (tmp_path / "A").exists() and not list(scans.iterdir())
+
+    site = made(tmp_path, scans=scans)
+    named = tmp_path / where
+    named.parent.mkdir(exist_ok=True, parents=True)
+    shutil.move(site.pseudonym_key, named)
+    settings = site.folder / "site.toml"
+    settings.write_text(settings.read_text().replace(str(site.pseudonym_key), str(named)))
+    with pytest.raises(ConfigError, match="would lie in the (site's|scans) folder"):
+        open_site(site.folder)
+
+
+def test_a_refused_site_takes_its_own_key_away_and_no_other(tmp_path: Path) -> None:
+    kept, new = tmp_path / "kept.key", tmp_path / "new.key"
+    kept.write_bytes(bytes(3))
+    kept.chmod(0o600)
+
+    with pytest.raises(ConfigError, match="has 3 bytes, not 32"):
+        made(tmp_path, pseudonym_key=kept)
+    assert kept.exists()
+    (tmp_path / "A").symlink_to(tmp_path / "nowhere")  # found when everything else is written
+    with pytest.raises(ConfigError, match="the site's folder cannot be written"):
+        made(tmp_path, pseudonym_key=new)
+    assert not new.exists()
+
+
+def test_an_older_site_with_its_key_in_its_folder_goes_on_until_it_is_moved(
+    tmp_path: Path,
+) -> None:
+    site = made(tmp_path)
+    settings = site.folder / "site.toml"
+    inside, outside = site.folder / "keys" / "pseudonym.key", site.pseudonym_key
+    shutil.move(outside, inside)
+    text = settings.read_text()
+    line = f'pseudonym_key = "{outside}"\n'
+    assert line in text
+    settings.write_text(text.replace(line, ""))
+
+    older = open_site(site.folder)
+    open_ledger(older).close()
+    assert (older.pseudonym_key, older.key_is_backed_up) == (inside, True)
+
+    shutil.move(inside, outside)
+    settings.write_text(text)
+    open_ledger(open_site(site.folder)).close()
+
+
 @pytest.mark.parametrize(
     ("limits", "ceiling"),
     [
@@ -248,12 +348,12 @@ def test_a_site_toml_that_cannot_be_read_any_more_stops_the_ledger(tmp_path: Pat
         ledger.eligible("d" * 64, "train")
 
 
-@pytest.mark.parametrize("name", ["node_key", "pseudonym.key"])
+@pytest.mark.parametrize("name", ["node_key", "pseudonym_key"])
 def test_a_key_that_was_replaced_is_refused(tmp_path: Path, name: str) -> None:
     site = make_site(tmp_path)
-    site.pseudonym_key.write_bytes(bytes(32)) if name == "pseudonym.key" else replace_key(site)
+    site.pseudonym_key.write_bytes(bytes(32)) if name == "pseudonym_key" else replace_key(site)
 
-    with pytest.raises(LedgerError, match=rf"keys/{name}"):
+    with pytest.raises(LedgerError, match="keys/node_key|the pseudonym key is not"):
         open_ledger(open_site(site.folder))
 
 

@@ -12,12 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from medfed.client import training
+from medfed.client import inputs
+from medfed.client.inputs import Inputs, inputs_for
 from medfed.client.training import (
     TrainingData,
     _batches,
     _shuffled_batches,
-    apply_front,
     batch_plan,
     prepare,
     train_round,
@@ -109,7 +109,11 @@ def prepared(patients: int, scans_each: int) -> TrainingData:
 
 
 def find(data: TrainingData, scan: torch.Tensor) -> int:
-    return int(np.flatnonzero([(row == scan).all() for row in data.inputs])[0])
+    return int(
+        np.flatnonzero(
+            [(row == scan).all() for row in data.inputs.rows(np.arange(len(data.inputs)))]
+        )[0]
+    )
 
 
 def a_mechanism(lot: int = 8, rate: float = 0.2, scans: int = 1) -> Mechanism:
@@ -120,9 +124,9 @@ def a_mechanism(lot: int = 8, rate: float = 0.2, scans: int = 1) -> Mechanism:
 def with_scans(counts: list[int]) -> TrainingData:
     """Patients with so many scans; each scan is the number of its row plus one."""
     rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
-    inputs = torch.arange(1.0, sum(counts) + 1)[:, None]
+    numbers = torch.arange(1.0, sum(counts) + 1)[:, None]
     labels = torch.ones(sum(counts), dtype=torch.int64)
-    return TrainingData(inputs, labels, tuple(rows), torch.nn.Identity())
+    return TrainingData(Inputs(numbers, CPU), labels, tuple(rows), torch.nn.Identity())
 
 
 @settings(max_examples=100, deadline=None)
@@ -141,8 +145,8 @@ def test_every_physical_batch_is_as_large_and_no_patient_is_split_or_lost(
     mechanism, data = a_mechanism(lot, 0.5, scans), with_scans(counts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_CHUNK_VALUES", most)
-        plan = batch_plan(mechanism, data.inputs)
+        patch.setattr(inputs, "_CHUNK_VALUES", most)
+        plan = batch_plan(mechanism, data.inputs.shape)
         everyone = np.arange(len(counts))
         batches = list(_batches(data, everyone, mechanism, SeededRandomness("k")))
 
@@ -166,7 +170,9 @@ def test_every_physical_batch_is_as_large_and_no_patient_is_split_or_lost(
 def test_the_plan_depends_on_public_numbers_only() -> None:
     few, many = with_scans([1]), with_scans([5] * 100)
 
-    assert batch_plan(a_mechanism(), few.inputs) == batch_plan(a_mechanism(), many.inputs)
+    assert batch_plan(a_mechanism(), few.inputs.shape) == batch_plan(
+        a_mechanism(), many.inputs.shape
+    )
 
 
 def test_the_plan_has_room_for_all_but_one_sample_in_thirty_thousand_and_little_more() -> None:
@@ -174,7 +180,7 @@ def test_the_plan_has_room_for_all_but_one_sample_in_thirty_thousand_and_little_
     # 81 x 7 x 7 are 2,000,000 numbers. 512 + 4 * 18.57 = 586.3, in two batches: 294 each.
     mechanism = a_mechanism(512, 512 / 1569)
 
-    assert batch_plan(mechanism, torch.empty(0, 81, 7, 7)) == (294, 2)
+    assert batch_plan(mechanism, (81, 7, 7)) == (294, 2)
     assert binom.sf(588, 1569, 512 / 1569) < 1 / 30_000
 
 
@@ -247,8 +253,8 @@ def test_the_cached_front_changes_nothing() -> None:
     network = network_for(study).eval()
     images = torch.from_numpy(bright_and_dark(8).images)
 
-    inputs, trained = apply_front(network, images, CPU)
+    fed, trained = inputs_for(network, images.numpy(), CPU)
 
     assert isinstance(network, Network) and trained is network.body
     with torch.no_grad():
-        assert torch.equal(trained(inputs), network(images))
+        assert torch.equal(trained(fed.rows(np.arange(8))), network(images))

@@ -23,6 +23,7 @@ CODES = {
     "TrustError": 15,
     "ScanError": 16,
     "ApprovalError": 17,
+    "NotNowError": 17,
     "IncompleteRunError": 18,
 }
 
@@ -43,9 +44,10 @@ def test_the_drawing_at_the_top_shows_every_class_with_its_code() -> None:
     assert drawn == {
         name: str(code)
         for name, code in CODES.items()
-        if name not in ("MedfedError", "LedgerError", "LedgerMismatchError")
+        if name not in ("MedfedError", "LedgerError", "LedgerMismatchError", "NotNowError")
     }
-    assert "── LedgerMismatchError" in (errors.__doc__ or "")
+    for name in ("LedgerMismatchError", "NotNowError"):
+        assert f"── {name}" in (errors.__doc__ or "")
 
 
 def test_the_next_step_is_printed_below_the_message_and_only_if_there_is_one() -> None:

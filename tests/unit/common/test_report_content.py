@@ -135,8 +135,8 @@ def test_json_keeps_its_keys() -> None:
 
     assert list(written) == (
         "format title headline outcome study_name study_digest purpose metric network device "
-        "randomness privacy_statement sites model_path page_path pooled curve evaluations notes "
-        "seconds seeds"
+        "randomness privacy_statement sites model_path page_path pooled curve evaluations "
+        "preparation notes seconds seeds"
     ).split(" ")
     assert list(written["sites"][0]) == (
         "site patients unit rounds_done scans auroc alone epsilon delta missing gain neighbours"

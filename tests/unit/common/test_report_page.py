@@ -56,7 +56,13 @@ def hostile_report() -> RunReport:
         _HOSTILE,
     )
     sites = (site_row(site=_HOSTILE, unit=_HOSTILE, missing=_HOSTILE),)
-    return run_report(**texts, sites=sites, notes=(_HOSTILE,), seconds={_HOSTILE: 1.0})
+    return run_report(
+        **texts,
+        sites=sites,
+        notes=(_HOSTILE,),
+        seconds={_HOSTILE: 1.0},
+        preparation=((_HOSTILE, _HOSTILE),),
+    )
 
 
 @pytest.mark.parametrize("report", [run_report(), hostile_report()], ids=["plain", "hostile"])
@@ -92,7 +98,7 @@ def test_page_says_everything_the_report_holds() -> None:
         "add-or-remove one patient",
         "Every patient is protected over all rounds",
         "3f9a1c77ab" * 6,
-        "scatter-small",
+        "Scans modality DX, any view Varied no Network scatter-small",
         "cpu (2 threads)",
         "secret",
         "1 min 20 s (reading the scans 4.4 s, training 1 min 16 s)",  # 4.4 + 75.7 = 80.1 s

@@ -216,7 +216,7 @@ def test_canonical_bytes_come_back_as_the_same_study_and_the_same_bytes(
         lambda data: data.replace(b"medfed-study-1", b"medfed-study-2"),
         lambda data: data.replace(b":", b": ", 1),
         lambda data: data.replace(b'"l1":0.0,', b""),  # a default left out
-        lambda data: data.replace(b'{"cohort"', b'{"extra":1,"cohort"'),
+        lambda data: data.replace(b"{", b'{"extra":1,', 1),
         lambda data: data.replace(b'"rounds":5', b'"rounds":4,"rounds":5'),  # two values, one wins
         lambda data: data.replace(b'"rounds":5', b'"rounds":0'),
         lambda data: data.replace(b'"rounds":5', b'"rounds":NaN'),

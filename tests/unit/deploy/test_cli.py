@@ -169,6 +169,24 @@ def test_json_output_is_json(tmp_path: Path) -> None:
     assert len(json.loads(shown.stdout)["digest"]) == 64
 
 
+def test_a_shown_study_says_what_becomes_of_scans_and_warns_of_flips(tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY)
+    plain = medfed("study", "show", str(study))
+    study.write_text(f"{STUDY}[augmentation]\nflip_left_right = true\n")
+
+    flipped = medfed("study", "show", str(study))
+    as_json = medfed("study", "show", str(study), "--format", "json")
+
+    assert "  scans    any modality, any view; each file is a scan" in plain.stdout
+    assert "  varied   no\n" in plain.stdout and "Warning" not in plain.stdout
+    assert "  prepared grey levels by the header's window; resized to" in flipped.stdout
+    assert "  varied   in training mirrored left to right" in flipped.stdout
+    assert "  Warning: flip_left_right mirrors about half" in flipped.stdout
+    (warning,) = json.loads(as_json.stdout)["warnings"]
+    assert warning in flipped.stdout
+
+
 def test_a_new_study_is_valid_and_never_overwrites(tmp_path: Path) -> None:
     path = tmp_path / "new.toml"
 

@@ -52,6 +52,8 @@ def test_deidentify_tells_programs_the_same(tmp_path: Path, source: Path) -> Non
         "patients": 1,
         "may_show_text": 1,
         "left_out": {"not a DICOM file": 1},
+        "labelled": None,
+        "label_notes": {},
     }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,22 @@ def test_check_reports_to_the_admin_what_a_study_will_find(tmp_path: Path, study
     assert (found["patients"], found["labels"]) == (30, {"dark": 0, "bright": 30})
 
 
+def test_check_warns_where_every_backup_has_the_pseudonym_key(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+    settings = site.folder / "site.toml"
+    assert "pseudonym key" not in run("site", "check", "--root", site.folder)
+
+    shutil.move(site.pseudonym_key, site.folder / "keys" / "pseudonym.key")
+    line = f'pseudonym_key = "{site.pseudonym_key}"\n'
+    settings.write_text(settings.read_text().replace(line, ""))
+
+    assert "the pseudonym key lies in the site's folder" in run(
+        "site", "check", "--root", site.folder
+    )
+    found = json.loads(run("site", "check", "--root", site.folder, "--format", "json"))
+    assert "[ledger] pseudonym_key" in found["warnings"][-1]
+
+
 def test_check_takes_the_study_that_was_approved_last(tmp_path: Path) -> None:
     site = make_ready_site(tmp_path)
 
@@ -90,7 +107,7 @@ def test_approve_tells_programs_what_it_costs(tmp_path: Path, study: Path) -> No
 
 def test_init_puts_the_witness_where_it_is_told(tmp_path: Path) -> None:
     run(
-        "site", "init", "--site", "A", "--root", tmp_path / "A", "--scans", tmp_path,
+        "site", "init", "--site", "A", "--root", tmp_path / "A", "--scans", tmp_path / "scans",
         "--server", "hub:8443", "--ca", new_authority(tmp_path / "t"),
         "--witness", tmp_path / "w" / "witness.json",
     )  # fmt: skip

@@ -59,6 +59,7 @@ def test_the_stated_epsilon_is_that_of_the_patient_with_ten_scans(tmp_path: Path
         progress=lambda *step: None,
     )
 
+    assert dict(report.preparation)["Varied"] == "no"
     stated = epsilon(*SPEND, DELTA)
     hidden = patient_epsilon(SPEND, DELTA, 10)
     assert hidden > 5 * stated
@@ -70,6 +71,13 @@ def test_the_stated_epsilon_is_that_of_the_patient_with_ten_scans(tmp_path: Path
         f"itself, with the same noise, would have stated the same epsilon {epsilon_text(stated)} "
         f"and given that patient epsilon {epsilon_text(hidden)}."
     ) in report.notes
+
+
+def test_a_study_that_flips_left_and_right_is_noted() -> None:
+    flips = make_study(("[split]", "[augmentation]\nflip_left_right = true\n[split]"))
+
+    assert "flip_left_right mirrors" in notes(flips, {name: scans_of(1) for name in "AB"})
+    assert "flip" not in notes(make_study(), {name: scans_of(1) for name in "AB"})
 
 
 def test_only_training_scans_count() -> None:

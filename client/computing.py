@@ -1,0 +1,26 @@
+"""How much of the site's machine training may use, as ``site.toml`` says it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from medfed.client.site_settings import Policy
+
+
+def device_of(policy: Policy) -> str:
+    """What ``pick_device`` is to prefer: ``auto``, or ``cpu`` where no GPU may be used."""
+    return "auto" if policy.gpu else "cpu"
+
+
+def limit_share(policy: Policy) -> None:
+    """Hold this process to the site's share of cores and of the GPU's memory, from now on.
+
+    A limit that was taken out of ``site.toml`` is lifted. Training that does not fit into the
+    share of the memory fails; it does not take more.
+    """
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(min(policy.cpu_threads or cores, cores))
+    if policy.gpu and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(policy.gpu_memory_fraction or 1.0)

@@ -1,0 +1,49 @@
+"""Ctrl-C is heard where nothing is half done, and nowhere else.
+
+Python raises KeyboardInterrupt wherever the program happens to be: between a record and the line
+that names it, or in the middle of starting or ending a process, whose other end then waits for
+ever. Somebody who presses the keys twice interrupts the clearing up too.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back, however often it is pressed.
+
+    Returns:
+        To be called, about once a second or oftener, where the work may end.
+
+    Raises:
+        KeyboardInterrupt: there, or at the end of the block, if Ctrl-C was pressed in it.
+
+    Guarantee:
+        Where Ctrl-C does not raise KeyboardInterrupt (another thread than the main one, a program
+        with a handler of its own, one in the background), nothing is changed.
+    """
+    pressed = False
+
+    def note(_number: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    check()
