@@ -19,9 +19,10 @@ import datetime
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import (
@@ -34,18 +35,38 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from medfed.common.errors import ConfigError, TrustError
 from medfed.common.trust.private_files import private_folder, write_private
+from medfed.common.trust.received_files import read_secret
 
 _AUTHORITY_DAYS = 3650
 _LEAF_DAYS = 730
 _RENEW_DAYS = 30
-_CLOCK_SLACK = datetime.timedelta(minutes=10)
+CLOCK_SLACK = datetime.timedelta(minutes=10)
+"""How far the clocks of two machines may be apart: a certificate is valid so long before."""
 
 
-def new_authority(folder: Path) -> Path:
+class Authority(NamedTuple):
+    """A certificate authority, able to sign. Private.
+
+    Attributes:
+        certificate: What others trust.
+        key: What only its owner has.
+    """
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def __repr__(self) -> str:
+        return f"Authority({self.certificate.subject.rfc4514_string()})"
+
+
+def new_authority(folder: Path, at: datetime.datetime | None = None) -> Path:
     """Make a certificate authority: ``ca.pem`` and ``ca.key`` (mode 0600).
 
+    Each has a name of its own, so that one can be told from the next where both are trusted.
+
     Args:
-        folder: The server's ``trust`` folder; made if missing.
+        folder: Where; made if missing.
+        at: When it begins; None: now.
 
     Returns:
         Path of ``ca.pem``, which everyone who talks to this server needs.
@@ -61,14 +82,15 @@ def new_authority(folder: Path) -> Path:
             advice="use it, or give an empty folder for another server.",
         )
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "medfed authority")])
+    mark = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:8]
+    name = _name(f"medfed authority {mark}")
     certificate = (
-        _builder(name, name, key.public_key(), key.public_key(), _AUTHORITY_DAYS)
+        _builder(name, name, key.public_key(), key.public_key(), _AUTHORITY_DAYS, at)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, SHA384())
     )
-    write_private(folder / "ca.key", _key_bytes(key), replace=True)  # left over from a kill, if any
+    write_private(folder / "ca.key", key_bytes(key), replace=True)  # left over from a kill, if any
     return write_private(folder / "ca.pem", certificate.public_bytes(Encoding.PEM))
 
 
@@ -88,7 +110,7 @@ def issue_server_certificate(folder: Path, hosts: Sequence[str]) -> Path:
     Raises:
         ConfigError: a host is neither a name nor an address, or there is no authority.
     """
-    names = [_host_name(host) for host in dict.fromkeys(("localhost", "127.0.0.1", *hosts))]
+    names = host_names(hosts)
     return _issue(folder, folder, "server", "medfed server", ExtendedKeyUsageOID.SERVER_AUTH, names)
 
 
@@ -127,14 +149,14 @@ def server_certificate_serves(folder: Path, hosts: Sequence[str]) -> bool:
 
 
 def read_authority(path: Path) -> bytes:
-    """Read and check a ``ca.pem``.
+    """Read and check a ``ca.pem``: one authority, or for a time after a rotation two.
 
     Returns:
         Its bytes, PEM.
 
     Raises:
         ConfigError: the file cannot be read.
-        TrustError: it is no certificate authority, or is no longer valid.
+        TrustError: one in it is no certificate authority, or is no longer valid.
     """
     try:
         data = path.read_bytes()
@@ -143,17 +165,120 @@ def read_authority(path: Path) -> bytes:
             f"{path}: the server's authority cannot be read ({error.strerror}).",
             advice="ask the coordinator for the file ca.pem of the server.",
         ) from error
-    try:
-        certificate = x509.load_pem_x509_certificate(data)
-        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        certificate.verify_directly_issued_by(certificate)
-    except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature) as error:
-        raise _not_an_authority(path, "no self-signed certificate authority") from error
-    if not basic.ca:
-        raise _not_an_authority(path, "a certificate that is no authority")
-    if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
-        raise _not_an_authority(path, "an authority that has expired")
+    parse_authorities(data, source=str(path))
     return data
+
+
+def parse_authorities(
+    pem: bytes, *, source: str, at: datetime.datetime | None = None
+) -> list[x509.Certificate]:
+    """Check the authorities in a PEM file.
+
+    Args:
+        pem: One or more certificates.
+        source: Where they come from, for messages.
+        at: When they must be valid; None: now.
+
+    Returns:
+        In the file's order, at least one.
+
+    Raises:
+        TrustError: one is no certificate authority, or has expired.
+    """
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+        for certificate in found:
+            basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+            certificate.verify_directly_issued_by(certificate)
+            if not basic.ca:
+                raise _not_an_authority(source, "a certificate that is no authority")
+    except (
+        ValueError,
+        TypeError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+    ) as error:
+        raise _not_an_authority(source, "no self-signed certificate authority") from error
+    now = at or datetime.datetime.now(datetime.UTC)
+    if any(certificate.not_valid_after_utc < now for certificate in found):
+        raise _not_an_authority(source, "an authority that has expired")
+    return found
+
+
+def load_authority(folder: Path) -> Authority:
+    """Read an authority with its key: ``ca.pem`` and ``ca.key``.
+
+    Raises:
+        ConfigError: a file cannot be read, or others may read the key.
+        TrustError: they are no authority, or do not belong together.
+    """
+    certificate = x509.load_pem_x509_certificate(read_authority(folder / "ca.pem"))
+    data = read_secret(folder / "ca.key", what="the authority's key")
+    try:
+        key = load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{folder / 'ca.key'}: the authority's key cannot be read.",
+            advice="restore the folder from its backup.",
+        ) from error
+    if (
+        not isinstance(key, ec.EllipticCurvePrivateKey)
+        or key.public_key() != certificate.public_key()
+    ):
+        raise TrustError(
+            f"{folder}: ca.key does not belong to ca.pem.",
+            advice="restore the folder from its backup.",
+        )
+    return Authority(certificate, key)
+
+
+def issue(
+    authority: Authority,
+    key: ec.EllipticCurvePublicKey,
+    *,
+    name: str,
+    usage: x509.ObjectIdentifier,
+    names: Sequence[x509.GeneralName],
+    days: int,
+    at: datetime.datetime | None = None,
+) -> x509.Certificate:
+    """Sign a certificate that is no authority's; its serial number is random.
+
+    Args:
+        authority: Who signs.
+        key: What it is about.
+        name: Common name; 1 to 64 characters.
+        usage: The one extended key usage.
+        names: Subject alternative names; may be empty.
+        days: How long it is valid.
+        at: From when, less ``CLOCK_SLACK``; None: now.
+    """
+    signer = authority.key.public_key()
+    builder = (
+        _builder(_name(name), authority.certificate.subject, key, signer, days, at)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(authority.key, SHA384())
+
+
+def host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    """Write hosts as a server's certificate names them; ``localhost`` and ``127.0.0.1`` are added.
+
+    Raises:
+        ConfigError: a host is neither a name nor an address.
+    """
+    return [_host_name(host) for host in dict.fromkeys(("localhost", "127.0.0.1", *hosts))]
+
+
+def key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Write a private key as PEM (PKCS#8) without a password. Private."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _issue(
@@ -164,42 +289,22 @@ def _issue(
     usage: x509.ObjectIdentifier,
     hosts: Sequence[x509.GeneralName],
 ) -> Path:
-    authority, authority_key = _load_authority(folder)
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    signer = authority_key.public_key()
-    builder = (
-        _builder(subject, authority.subject, key.public_key(), signer, _LEAF_DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    certificate = issue(
+        load_authority(folder),
+        key.public_key(),
+        name=name,
+        usage=usage,
+        names=hosts,
+        days=_LEAF_DAYS,
     )
-    if hosts:
-        builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-    certificate = builder.sign(authority_key, SHA384())
-    write_private(target / f"{stem}.key", _key_bytes(key), replace=True)
+    write_private(target / f"{stem}.key", key_bytes(key), replace=True)
     pem = certificate.public_bytes(Encoding.PEM)
     return write_private(target / f"{stem}.pem", pem, replace=True)
 
 
-def _load_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    certificate = x509.load_pem_x509_certificate(read_authority(folder / "ca.pem"))
-    try:
-        key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder / 'ca.key'}: the authority's key cannot be read.",
-            advice="restore the trust folder from its backup.",
-        ) from error
-    if (
-        not isinstance(key, ec.EllipticCurvePrivateKey)
-        or key.public_key() != certificate.public_key()
-    ):
-        raise TrustError(
-            f"{folder}: ca.key does not belong to ca.pem.",
-            advice="restore the trust folder from its backup.",
-        )
-    return certificate, key
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _builder(
@@ -208,15 +313,16 @@ def _builder(
     key: ec.EllipticCurvePublicKey,
     signer: ec.EllipticCurvePublicKey,
     days: int,
+    at: datetime.datetime | None,
 ) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = at or datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SLACK)
+        .not_valid_before(now - CLOCK_SLACK)
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer), critical=False)
@@ -251,12 +357,8 @@ def _host_name(host: str) -> x509.GeneralName:
         ) from error
 
 
-def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _not_an_authority(path: Path, found: str) -> TrustError:
+def _not_an_authority(source: str, found: str) -> TrustError:
     return TrustError(
-        f"{path}: found {found}; allowed is the ca.pem of the medfed server.",
+        f"{source}: found {found}; allowed is the ca.pem of the medfed server.",
         advice="ask the coordinator for ca.pem again.",
     )

@@ -179,7 +179,7 @@ def test_a_self_signed_certificate_that_may_not_sign_others_is_refused(tmp_path:
 
 def test_an_expired_authority_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificates, "_AUTHORITY_DAYS", 0)
-    monkeypatch.setattr(certificates, "_CLOCK_SLACK", datetime.timedelta(days=1))
+    monkeypatch.setattr(certificates, "CLOCK_SLACK", datetime.timedelta(days=1))
     new_authority(tmp_path)
 
     with pytest.raises(TrustError, match="expired"):
@@ -202,3 +202,25 @@ def test_a_key_of_another_authority_is_refused(trust: Path, tmp_path: Path) -> N
 def test_a_host_that_is_none_is_refused(trust: Path) -> None:
     with pytest.raises(ConfigError, match="neither a host name nor an IP address"):
         issue_server_certificate(trust, ["x" * 70])
+
+
+def test_two_authorities_in_one_file_are_both_trusted_and_both_checked(
+    trust: Path, tmp_path: Path
+) -> None:
+    new_authority(tmp_path / "next")
+    both = (tmp_path / "next" / "ca.pem").read_bytes() + (trust / "ca.pem").read_bytes()
+    client = trust.parent / "coordinator"
+    (client / "ca.pem").write_bytes(both)
+
+    assert read_authority(client / "ca.pem") == both
+    assert shake_hands(trust, client) == "CN=coordinator"
+    (client / "ca.pem").write_bytes(both + (trust / "server.pem").read_bytes())
+    with pytest.raises(TrustError, match="no self-signed|no authority"):
+        read_authority(client / "ca.pem")
+
+
+def test_an_authority_whose_key_others_may_read_signs_nothing(trust: Path) -> None:
+    (trust / "ca.key").chmod(0o644)
+
+    with pytest.raises(ConfigError, match="mode 0644, allowed: 0600"):
+        issue_server_certificate(trust, [])
