@@ -121,9 +121,7 @@ def check_now(policy: Policy, site: str, at: datetime.datetime, *, source: str) 
         )
 
 
-def _passed(
-    policy: Policy, study: Study, site: Site, epsilon: float
-) -> Iterator[tuple[str, str]]:
+def _passed(policy: Policy, study: Study, site: Site, epsilon: float) -> Iterator[tuple[str, str]]:
     """What was found and what is allowed, of every limit that a study passes."""
     if not study.private:
         if not policy.allow_no_privacy:

@@ -79,6 +79,7 @@ def read_outward(root: Path, *, clock: Clock = now) -> Outward:
         raise _not_ours(own, "another site's certificate")
     key = read_node_key(root / "keys" / "node_key")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # its own default: no SSLKEYLOGFILE is read
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.verify_flags |= ssl.VERIFY_X509_STRICT
     tls.set_alpn_protocols(_ALPN)
     tls.load_verify_locations(cadata=authorities.decode("ascii"))

@@ -189,7 +189,8 @@ def flower_environment(flower_home: Path) -> dict[str, str]:
         helpers by bare name).
     """
     kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith("LC_")}
-    no_proxy = ",".join(filter(None, ("127.0.0.1,localhost", kept.get("NO_PROXY", ""))))
+    written = kept.get("no_proxy") or kept.get("NO_PROXY", "")  # small letters win, as for urllib
+    no_proxy = ",".join(filter(None, ("127.0.0.1,localhost", written)))
     return kept | {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", os.defpath))),
         "FLWR_HOME": str(private_folder(flower_home)),

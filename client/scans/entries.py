@@ -11,7 +11,7 @@ from medfed.client.scans.facts import ScanFacts, facts_of_picture
 from medfed.client.scans.layouts.files import ARRAYS, PICTURES, VOLUMES, has_ending
 from medfed.client.scans.layouts.layout import Entry, Index
 from medfed.client.scans.npz import load_images
-from medfed.client.scans.pictures import read_picture
+from medfed.client.scans.pictures import read_picture, stored_size
 from medfed.client.scans.pixels import read_dicom
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from medfed.client.scans.series import read_series
@@ -77,14 +77,17 @@ class EntryReader:
         path, known = self._folder / entry.file, entry.patient or ""
         if self._scans.intensity == "fixed" and has_ending(entry.file, (*PICTURES, *ARRAYS)):
             raise RefusedScanError(Reason.NO_UNITS)
-        facts = facts_of_picture(0, 0, 0, entry.view, entry.modality)
+        said = entry.view, entry.modality
         if has_ending(entry.file, PICTURES):
-            return ScanRead(read_picture(path, self._scans), known, facts)
+            tensor = read_picture(path, self._scans)
+            return ScanRead(tensor, known, facts_of_picture(*stored_size(path), *said))
         if has_ending(entry.file, VOLUMES):
-            return ScanRead(read_volume(path, self._scans, entry.frame), known, facts)
+            tensor = read_volume(path, self._scans, entry.frame)
+            return ScanRead(tensor, known, facts_of_picture(0, 0, 0, *said))
         if has_ending(entry.file, ARRAYS) and entry.frame is not None:
             picture = self._pictures(entry.file)[entry.frame]
-            return ScanRead(tensor_of(picture / 255.0, self._scans), known, facts)
+            tensor = tensor_of(picture / 255.0, self._scans)
+            return ScanRead(tensor, known, facts_of_picture(*picture.shape[:2], 8, *said))
         if self._scans.series:
             others = [self._folder / other for other in entry.others]
             scan = read_series([path, *others], self._scans)

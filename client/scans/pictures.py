@@ -90,3 +90,11 @@ def _values(image: Image.Image) -> NDArray[np.float64]:
 
 def _may_be_transparent(image: Image.Image) -> bool:
     return "transparency" in image.info or image.mode in ("LA", "PA", "RGBA")
+
+
+def stored_size(path: Path) -> tuple[int, int, int]:
+    """Rows, columns and bits per sample of a picture that ``read_picture`` has read. Private."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as there
+        with Image.open(path, formats=FORMATS) as image:
+            return image.height, image.width, 16 if image.mode in SIXTEEN_BITS else 8

@@ -52,33 +52,34 @@ def study_page(file: StudyFile, sizes: MessageSizes) -> str:
     return document(f"Study {study.name}, serial {study.study.serial}", parts)
 
 
-def certainty(epsilon: float) -> str:
-    """Say how sure somebody can become of a patient's taking part, from an even guess.
+def guess_text(epsilon: float, delta: float) -> str:
+    """Say how often a guess whether a patient took part can be right, where both are as likely.
 
     Returns:
-        The posterior probability ``e^ε / (1 + e^ε)``, rounded up, as a percentage.
+        At most ``(e^ε + δ) / (1 + e^ε)`` of the time, rounded up, as a percentage.
 
     Source:
-        Wood et al. Differential Privacy: A Primer for a Non-Technical Audience. Vanderbilt
-        J. Ent. & Tech. L. 21 (2018), section IV.C.
+        Kairouz, Oh, Viswanath. The Composition Theorem for Differential Privacy. ICML 2015,
+        theorem 2.1: the two errors of any such guess sum to at least 2 (1 - δ) / (1 + e^ε).
+        https://arxiv.org/abs/1311.0776
 
     Example:
-        >>> certainty(0.0), certainty(1.0), certainty(8.0), certainty(40.0)
-        ('50 %', '73.2 %', '99.97 %', 'practically 100 %')
+        >>> guess_text(0.0, 0.0), guess_text(1.0, 1e-5), guess_text(8.0, 1e-5)
+        ('50 %', '73.2 %', '99.97 %')
     """
-    rest = 100.0 / (1.0 + math.exp(min(epsilon, 700.0)))  # per cent that stay in doubt
-    if rest < 1e-6:
+    wrong = 100.0 * (1.0 - delta) / (1.0 + math.exp(min(epsilon, 700.0)))
+    if wrong < 1e-6:
         return "practically 100 %"
-    decimals = max(1, 1 - math.floor(math.log10(rest)) - 1)
-    sure = 100.0 - math.floor(rest * 10**decimals + 1e-9) / 10**decimals
-    return f"{sure:.{decimals}f}".rstrip("0").rstrip(".") + " %"
+    decimals = max(1, -math.floor(math.log10(wrong)))
+    right = 100.0 - math.floor(wrong * 10**decimals + 1e-9) / 10**decimals
+    return f"{right:.{decimals}f}".rstrip("0").rstrip(".") + " %"
 
 
 def size_text(size_bytes: int) -> str:
     """Say a size: ``812 bytes``, ``48.2 kB``, ``31.4 MB``."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size_bytes >= scale:
-            return f"{size_bytes / scale:.3g} {unit}"
+            return f"{size_bytes / scale:.1f} {unit}"
     return f"{size_bytes} bytes"
 
 
@@ -144,7 +145,7 @@ def _who(study: Study) -> str:
 def _leaving(study: Study, sizes: MessageSizes) -> str:
     rounds = study.training.rounds
     how = (
-        "made from the scans of a random few, each patient's influence limited, noise added"
+        "made from patients drawn at random, each one's influence limited, noise added"
         if study.private
         else "<strong>without noise</strong>"
     )
@@ -205,19 +206,20 @@ def _privacy(study: Study) -> str:
         "concludes almost the same in both. It holds for the patient with all of their scans, "
         "whoever they are. Epsilon says how nearly the same (0: exactly), delta with which "
         "probability that may fail.",
-        f"A patient is drawn at random for each step, and at most {study.privacy.scans_per_patient}"
-        " of their scans are used in it. Training, validation and test patients are different "
-        "people. Each hospital keeps a record over all studies together, and refuses what would "
-        "pass its own limit.",
+        "Which patients a step of the training uses is decided by secret coins, and of each at "
+        f"most {study.privacy.scans_per_patient} scans are used. Training, validation and test "
+        "patients are different people. Each hospital keeps a record over all studies together, "
+        "and refuses what would pass its own limit.",
     )
     return section("What it costs a patient", terms(entries) + paragraphs(map(safe, meaning)))
 
 
 def _cost(epsilon: float, delta: float) -> str:
     return (
-        f"epsilon {epsilon_text(epsilon)} at delta {delta_text(delta)}. Somebody who thinks it as "
-        "likely as not that a given patient took part, and then sees everything, can become at "
-        f"most {certainty(epsilon)} sure, but for a chance of 1 in {1 / delta:,.0f}."
+        f"epsilon {epsilon_text(epsilon)} at delta {delta_text(delta)} (1 in {1 / delta:,.0f}). "
+        "Somebody who must guess whether a given patient took part, where both are as likely, and "
+        f"sees everything, guesses right at most {guess_text(epsilon, delta)} of the time; who "
+        "sees nothing, 50 %."
     )
 
 
@@ -230,7 +232,7 @@ def _seen(study: Study) -> str:
             f"the {noised} message of each hospital by itself, and when it comes. No scan.",
         ),
         ("Other hospitals", "the model of each round, which is an average. No other's message."),
-        ("The network between", "encrypted traffic of constant size; no content."),
+        ("The network between", "that messages pass, and how large they are; not what is in them."),
         ("Who gets the model", "the finished model, and the figures that are reported with it."),
     )
     return section("Who sees what", terms((name, safe(words)) for name, words in entries))
@@ -271,7 +273,9 @@ def _withdrawing(study: Study) -> str:
         (
             "What left before",
             "cannot be called back: the model keeps what it learned, within the privacy loss "
-            "stated above." if study.private else "cannot be called back.",
+            "stated above."
+            if study.private
+            else "cannot be called back.",
         ),
     )
     return section("How to withdraw", terms(entries))

@@ -1,21 +1,18 @@
-"""Commands of a researcher: the demo, simulations, audits, and study files."""
+"""Commands of a researcher: the demo, simulations, audits; study files are in ``study.py``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfed.deploy.cli import study
 from medfed.deploy.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
     from medfed.common.report.content import RunReport
-
-
-study_app = typer.Typer(help="Write and read study files.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.command()(simulate)
     app.command()(audit_privacy)
-    app.add_typer(study_app, name="study")
+    app.add_typer(study.app, name="study")
 
 
 def demo(
@@ -203,79 +200,3 @@ def _progress(format: Format) -> Callable[[str, int, int], None]:
     from medfed.deploy.progress import show_progress
 
     return show_progress(quiet=format is Format.JSON)
-
-
-@study_app.command()
-def new(
-    path: Annotated[Path, typer.Argument(help="The file to write.")],
-) -> None:
-    """Write a study file with every key explained, to be edited.
-
-    Example: medfed study new study.toml
-    """
-    from importlib.resources import files
-
-    from medfed.common.errors import ConfigError
-    from medfed.common.study import parse_study
-
-    text = (files("medfed.common") / "study_template.toml").read_text(encoding="utf-8")
-    parse_study(text, source="template")
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError(
-            f"{path}: exists already; it is not overwritten.", advice="choose another name."
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}).", advice="choose another folder."
-        ) from error
-    typer.echo(f"Wrote {path}. Edit it, then read it back with `medfed study show {path}`.")
-
-
-@study_app.command()
-def show(
-    path: Annotated[Path, typer.Argument(help="The study file.")],
-    format: FormatOption = Format.TEXT,
-) -> None:
-    """Check a study file and say what it means for a patient of each site.
-
-    Example: medfed study show study.toml
-    """
-    from medfed.common.privacy.accounting import NEIGHBOURS
-    from medfed.common.privacy.mechanism import evaluation_epsilon, study_epsilon
-    from medfed.common.privacy.terms import EVALUATED_PARTS
-    from medfed.common.report.preparation import preparation, preparation_warnings
-    from medfed.common.study import load_study
-
-    study = load_study(path)
-    warnings = preparation_warnings(study.augmentation)
-    epsilons = {s.name: study_epsilon(study, s) if study.private else None for s in study.site}
-    if format is Format.JSON:
-        facts = {"digest": study.digest, "study": study.model_dump(mode="json")}
-        judged = {part: evaluation_epsilon(study, part) for part in EVALUATED_PARTS}
-        costs = {"epsilon": epsilons, "evaluation_epsilon": judged}
-        typer.echo(json.dumps({**facts, **costs, "warnings": warnings}))
-        return
-    typer.echo(f"Study {study.name}: {study.study.purpose}")
-    typer.echo(f"  digest   {study.digest}")
-    typer.echo(f"  decides  {', '.join(study.task.labels)}, by {study.network.name}")
-    for name, line in preparation(study.scans, study.augmentation):
-        typer.echo(f"  {name.lower():9}{line}")
-    typer.echo(f"  rounds   {study.training.rounds}, quorum {study.cohort.quorum}")
-    for site in study.site:
-        epsilon = epsilons[site.name]
-        cost = (
-            "no differential privacy"
-            if epsilon is None
-            else f"epsilon {epsilon:.3f} at delta {study.privacy.delta:g} ({NEIGHBOURS})"
-        )
-        typer.echo(f"  site {site.name}: {site.declared_patients} declared patients; {cost}")
-    for part in EVALUATED_PARTS:
-        if spent := evaluation_epsilon(study, part):
-            typer.echo(
-                f"  {part} patients, for score histograms: epsilon {spent:.3f} at the same delta"
-            )
-    for warning in warnings:
-        typer.echo(f"  Warning: {warning}")

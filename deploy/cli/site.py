@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medfed.deploy.cli import site_ledger, site_patients
+from medfed.deploy.cli import site_ledger, site_patients, site_studies
 from medfed.deploy.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ site_app = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of a hospital to the program."""
+    site_studies.register(site_app)
     site_ledger.register(site_app)
     site_patients.register(site_app)
     app.add_typer(site_app, name="site")
@@ -124,14 +125,14 @@ def check(
     from medfed.client.preflight import look_at_scans
     from medfed.client.site_root import open_site
     from medfed.common.report.words import clean
-    from medfed.common.study import load_study
+    from medfed.common.signed_study import read_study_file
     from medfed.deploy.progress import show_progress
 
     site = open_site(root)
     show = show_progress(quiet=format is Format.JSON)
     report = look_at_scans(
         site,
-        load_study(study) if study else approved_studies(site)[0],
+        read_study_file(study).study if study else approved_studies(site)[0],
         on_progress=lambda done, total: show("importing", done, total),
     )
     warnings = [*report.warnings, *([_KEY_IN_BACKUPS] if site.key_is_backed_up else [])]
@@ -165,64 +166,6 @@ def _report_json(report: ScanReport) -> dict[str, Any]:
         "labels": dict(report.labels),
         "refused": dict(report.refused),
     }
-
-
-@site_app.command()
-def approve(
-    study: Annotated[Path, typer.Argument(help="The study file, as the coordinator sent it.")],
-    root: _Root,
-    format: FormatOption = Format.TEXT,
-) -> None:
-    """Approve a study: hold it against this site's limits, and remember exactly what was read.
-
-    Example: medfed site approve study.toml --root /srv/medfed-A
-    """
-    from medfed.client.approvals import approve as approve_study
-    from medfed.client.site_root import open_site
-    from medfed.common.privacy.mechanism import evaluation_epsilon
-    from medfed.common.privacy.terms import EVALUATED_PARTS
-    from medfed.common.study import load_study
-
-    site = open_site(root)
-    read = load_study(study)
-    given = approve_study(site, read)
-    private = given.delta is not None
-    if format is Format.JSON:
-        _write(
-            {
-                "site": site.name,
-                "study": given.study,
-                "digest": given.digest,
-                "epsilon": given.epsilon if private else None,
-                "delta": given.delta,
-                "eligible_patients": given.eligible[0],
-                "training_patients": given.eligible[1],
-            }
-        )
-        return
-    cost = (
-        f"epsilon = {given.epsilon:.3f} at delta = {given.delta:g} (add or remove one patient)"
-        if private
-        else "no differential privacy at all"
-    )
-    judged = "".join(
-        f"\nIts score histograms cost a {part} patient epsilon = {spent:.3f} at the same delta."
-        for part in EVALUATED_PARTS
-        if (spent := evaluation_epsilon(read, part))
-    )
-    typer.echo(
-        f"Site {site.name} approved study {given.study}, digest {given.digest}.\n"
-        f"Its whole schedule costs a training patient here {cost}.{judged}\n"
-        f"Set aside for {given.eligible[0]} of {given.eligible[1]} training patients (that is for "
-        "you only); the others\ncannot afford it beside earlier studies and take no part. Patients "
-        "who come later take part\nin the next study.\n"
-        f"Next step: medfed client --site {site.name} --root {site.folder}"
-    )
-    if not given.eligible[0]:
-        typer.secho(
-            "Warning: no patient here can take part; the site would send noise only.",
-            fg=typer.colors.YELLOW,
-        )
 
 
 def client(

@@ -45,11 +45,11 @@ def budget(
         policy_refusal,
     )
     from medfed.client.site_root import open_site
-    from medfed.common.study import load_study
+    from medfed.common.signed_study import read_study_file
 
     site = open_site(root)
     found = budget_of(site)
-    study = load_study(plan) if plan else None
+    study = read_study_file(plan).study if plan else None
     planned = plan_for(site, study) if study else ()
     if format is Format.JSON:
         content = {"site": site.name, **budget_json(found)}
@@ -143,12 +143,12 @@ def withdraw(
     from medfed.client.approvals import withdraw as withdraw_study
     from medfed.client.site_root import open_site
     from medfed.common.errors import ConfigError
-    from medfed.common.study import load_study
+    from medfed.common.signed_study import read_study_file
 
     site = open_site(root)
     standing = approved_studies(site)
     if Path(study).is_file():
-        study = load_study(Path(study)).digest
+        study = read_study_file(Path(study)).study.digest
     found = [s for s in standing if s.digest.startswith(study) and len(study) >= 8]
     if len(found) != 1:
         listed = ", ".join(f"{s.name} ({s.digest[:8]})" for s in standing)

@@ -1,7 +1,7 @@
-"""Attacks on the only port that hospitals reach, over real sockets against the real guard: who gets in, with which key, to which path.
+"""Attacks on the only port that hospitals reach: who gets in, with which key, to which path.
 
-The SuperLink behind it is a double that notes what it is asked: what it was not asked did not
-get through. ``test_guard_and_flower.py`` has a real one.
+Real sockets against the real guard. The SuperLink behind it is a double that notes what it is
+asked: what it was not asked did not get through. ``test_guard_and_flower.py`` has a real one.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
 from medfed.common.processes import flower_environment, free_port, start_child
 from medfed.server.guard.routes import FLEET
 from tests.support.flower_hub import FlowerHub, wait_until
-from tests.support.guard_house import Caller, GuardHouse
+from tests.support.guard_callers import Caller
+from tests.support.guard_house import GuardHouse
 from tests.support.guard_tunnel import Tunnel
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]

@@ -20,14 +20,13 @@ from medfed.client.scans.entries import own_key
 from medfed.client.scans.facts import LookedAt
 from medfed.client.scans.importing import Progress, Tally, import_scans
 from medfed.client.scans.layouts.layout import Entry, Index, nothing_left
-from medfed.client.scans.patients import LEFT_OUT, PatientNames
+from medfed.client.scans.patients import LEFT_OUT
 from medfed.client.site_root import SiteRoot, names_of_patients
 from medfed.common.study import Study
 from medfed.common.trust.private_files import private_folder
 
 FOLDER: Final = "check"
 """Of the site's folder: where pages lie unless another place is asked for."""
-_OWN: Final = own_key(Entry("", 0))  # how the key of a scan without a patient begins
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +97,7 @@ class _Look:
     ) -> None:
         self._study, self._index, self._cache, self.tally = study, index, cache, tally
         self._folder, self._rules = site.scans, site.settings.scans
-        self._names = _Names(names_of_patients(site))
+        self._names, self._some_are_nobodys = names_of_patients(site), False
 
     def examine(self, declared: int, now: datetime) -> tuple[Examination, str]:
         """Look at all, and draw the page."""
@@ -111,7 +110,7 @@ class _Look:
             raise nothing_left(self._folder, refused + left_out)
         overview = replace(
             overview,
-            unit="image" if self._names.some_have_none else overview.unit,
+            unit="image" if self._some_are_nobodys else overview.unit,
             refused=dict(refused),
             left_out=dict(left_out),
         )
@@ -121,31 +120,14 @@ class _Look:
 
     def scans(self) -> Iterator[LookedAt]:
         """All usable scans; those of a merged person are in one part, as in training."""
-        parts: dict[bytes, int] = {}
-        if self._names.persons:
-            for scan in self._scans():
-                if scan.patient in self._names.persons:
-                    parts[scan.patient] = min(scan.part, parts.get(scan.patient, scan.part))
-        for scan in self._scans():
-            yield scan._replace(part=parts.get(scan.patient, scan.part)) if parts else scan
-
-    def _scans(self) -> Iterator[LookedAt]:
-        return looked_at(self._index, self._study, self._cache, self._names, self._rules)
+        looked = looked_at(self._index, self._study, self._cache, self._names, self._rules)
+        for scan in looked:
+            own = own_key(Entry(scan.file, scan.label, frame=scan.frame))
+            self._some_are_nobodys |= scan.patient == self._names(own)
+            yield scan
 
     def _tensors(self) -> CachedTensors:
         return tensors_of(self._index, self._cache, self._rules)
-
-
-class _Names:
-    """Names patients, and notices scans that belong to nobody."""
-
-    def __init__(self, names: PatientNames) -> None:
-        self._names, self.persons = names, names.persons
-        self.some_have_none = False
-
-    def __call__(self, patient_key: str) -> bytes:
-        self.some_have_none = self.some_have_none or patient_key.startswith(_OWN)
-        return self._names(patient_key)
 
 
 def _place(site: SiteRoot, study: Study, now: datetime) -> Path:

@@ -136,6 +136,17 @@ def test_flat_pictures_are_not_called_copies_of_each_other() -> None:
     assert counts(found(made)) == {}
 
 
+def test_many_flat_pictures_are_not_compared_with_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = folder()
+    for number in range(20):  # 190 pairs
+        made.add(np.full((1, 32, 32), number / 20), patient=f"P{number}")
+    monkeypatch.setattr(copies_module, "MOST_CONFIRMED", 10)
+
+    assert not found(made).more
+
+
 def test_a_picture_counts_once_however_often_it_stands() -> None:
     made = folder()
     for number in range(10):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from medfed.client.scans import pictures
-from medfed.client.scans.pictures import read_picture
+from medfed.client.scans.pictures import read_picture, stored_size
 from medfed.client.scans.png_rows import ADAM7, holds_every_row
 from medfed.client.scans.refusals import Reason, RefusedScanError
 from tests.support.scans import random_pixels, study_of
@@ -281,3 +281,11 @@ def test_a_study_with_a_spacing_cannot_have_pictures(tmp_path: Path) -> None:
 
     with pytest.raises(RefusedScanError, match="spacing"):
         read_picture(path, study_of(scans="spacing_mm = 1.0").scans)
+
+
+def test_the_stored_size_is_told_for_the_admins_page(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((20, 30), np.uint16)).save(tmp_path / "b.png")
+
+    assert stored_size(tmp_path / "a.png") == (20, 30, 8)
+    assert stored_size(tmp_path / "b.png") == (20, 30, 16)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -197,15 +200,18 @@ def test_one_connection_too_many_waits_until_another_ends(place: House) -> None:
     with running(place.root, connections=2) as tunnel:
         first, second = tunnel.call(), tunnel.call()
         ask(first), ask(second)
-        waiting = socket.create_connection(("127.0.0.1", tunnel.tunnel.port), 10)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         tls.load_verify_locations(tunnel.tunnel.certificate)
-        waiting.settimeout(0.5)
-        with pytest.raises(TimeoutError):
-            waiting.recv(1)
-        first.close()
-        waiting.settimeout(10)
-        with tls.wrap_socket(waiting, server_hostname="localhost") as third:
+        plain = socket.create_connection(("127.0.0.1", tunnel.tunnel.port), 10)
+        with tls.wrap_socket(
+            plain, server_hostname="localhost", do_handshake_on_connect=False
+        ) as third:
+            third.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                third.do_handshake()
+            first.close()
+            third.settimeout(10)
+            third.do_handshake()
             assert ask(third) == b"ping"
         second.close()
 
@@ -394,3 +400,43 @@ async def _start_on(root: Path, port: int) -> Tunnel:
     tunnel = Tunnel(root, print, port=port)
     await tunnel.start()
     return tunnel
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "found"),
+    [
+        # Exit codes: common/errors.py.
+        (lambda root: (root / "trust" / "approval.json").unlink(), 10, "no approval"),
+        (lambda root: (root / "keys" / "node_key").chmod(0o644), 10, "mode 0644"),
+        (lambda root: (root / "trust" / "site.pem").write_text("x"), 15, "site.pem"),
+    ],
+)
+def test_process_that_cannot_start_ends_with_the_code_of_its_reason(
+    place: House, spoil: Callable[[Path], object], code: int, found: str
+) -> None:
+    spoil(place.root)
+
+    done = _process(place.root)
+    said, _ = done.communicate(timeout=30)
+
+    assert done.returncode == code
+    assert found in said and "Next step: " in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_process_ends_in_order_when_told_to(place: House, number: signal.Signals) -> None:
+    process = _process(place.root)
+    assert process.stdout is not None
+    assert "tunnel.ready port=" in process.stdout.readline()
+
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+
+    assert (process.returncode, said) == (0, "")
+
+
+def _process(root: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-m", "medfed.client.tunnel", "--root", str(root)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip

@@ -187,6 +187,17 @@ def test_flower_environment_hides_what_could_steer_flower(
     assert stat.S_IMODE((tmp_path / "flower").stat().st_mode) == 0o700
 
 
+def test_flower_environment_keeps_a_no_proxy_in_small_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("no_proxy", "hub.example")
+
+    variables = flower_environment(tmp_path / "flower")
+
+    assert variables["no_proxy"] == "127.0.0.1,localhost,hub.example"
+
+
 def test_a_missing_program_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="'flower-nonsense' is not installed"):
         start_child(["flower-nonsense"], name="x")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from medfed.client.scans.check import site_check
 from medfed.client.site_root import SiteRoot
 from medfed.common.errors import ConfigError, ScanError
-from medfed.deploy.cli import scans_check
+from medfed.deploy.cli import scans_check, site_patients
 from tests.support.scans import random_pixels, write_list, write_scan
 from tests.support.sites import STUDY, WITHOUT_PRIVACY, make_site
 
@@ -215,6 +215,25 @@ def test_the_pictures_of_an_npz_are_told_apart_by_their_number(tmp_path: Path) -
     assert answer["severity"] == "stop"
     named = Path(str(answer["files"])).read_text()
     assert ",A.npz,3" in named and ",A.npz,7" in named
+
+
+def test_record_numbers_that_were_merged_are_one_patient(tmp_path: Path) -> None:
+    site = make(tmp_path, copies=True)
+    assert told(site)["severity"] == "stop"
+    merged = tmp_path / "merged.csv"
+    pairs = [f"Mustermann-{number},Mustermann-{number + 1}" for number in range(0, 40, 2)]
+    merged.write_text("\n".join(["patient_id,same_as", *pairs, ""]))
+    site_patients.merge(site.folder, file=merged, unknown=True)
+
+    answer = told(site)
+    kinds = {r["kind"] for r in answer["remarks"] if r["severity"] != "fine"}  # type: ignore[attr-defined]
+    assert answer["patients"] == 20
+    assert "copies-of-a-patient" in kinds  # each picture lies there twice still
+    assert not kinds & {
+        "copies-across-patients",
+        "copies-across-parts",
+        "patients-in-several-parts",
+    }
 
 
 def test_help_has_an_example() -> None:

@@ -17,7 +17,8 @@ from medfed.common.trust.revocation import RevocationList, serial_text, sign_rev
 from medfed.common.trust.signatures import SigningKey, new_signing_key
 from medfed.server.revocations import LIST
 from tests.support.flower_hub import wait_until
-from tests.support.guard_house import GuardHouse, ended, read_reply
+from tests.support.guard_callers import ended, read_reply
+from tests.support.guard_house import GuardHouse
 
 pytestmark = pytest.mark.network
 
