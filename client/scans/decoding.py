@@ -15,6 +15,7 @@ can run code of his own in a decoder: the children are processes of the same use
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -46,6 +47,8 @@ GROUPS_PER_CHILD: Final = 500
 """After so many a child is replaced: what a decoder leaks does not add up."""
 MAX_RESTARTS: Final = 3
 """Pools started anew one after the other without one result between them."""
+MALLOC: Final = {-3: 32 << 20, -1: 512 << 20}
+"""Of glibc: M_MMAP_THRESHOLD, at its largest; M_TRIM_THRESHOLD. Both in bytes."""
 ORPHAN_S: Final = 5.0
 """A child whose parent was killed outlives its time limit by no more than this."""
 
@@ -213,7 +216,20 @@ def _enter_child(make_reader: Callable[[], Callable[[Any], Any]], limits: Decodi
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = _address_space() + limits.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    _keep_freed_memory()
     _read, _time_s = make_reader(), limits.time_s
+
+
+def _keep_freed_memory() -> None:
+    """Let this process use freed memory again instead of asking the system for each picture anew.
+
+    glibc maps large blocks one by one and gives them back; the system then clears every page of
+    them again. Measured: a fifth of the time of an import. Elsewhere nothing is changed.
+    """
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if change is not None:
+        for option, value in MALLOC.items():
+            change(option, value)
 
 
 def _address_space() -> int:

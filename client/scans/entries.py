@@ -86,8 +86,8 @@ class EntryReader:
             return ScanRead(tensor, known, facts_of_picture(0, 0, 0, *said))
         if has_ending(entry.file, ARRAYS) and entry.frame is not None:
             picture = self._pictures(entry.file)[entry.frame]
-            tensor = tensor_of(picture / 255.0, self._scans)
-            return ScanRead(tensor, known, facts_of_picture(*picture.shape[:2], 8, *said))
+            facts = facts_of_picture(picture.shape[0], picture.shape[1], 8, *said)
+            return ScanRead(tensor_of(picture / 255.0, self._scans), known, facts)
         if self._scans.series:
             others = [self._folder / other for other in entry.others]
             scan = read_series([path, *others], self._scans)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from medfed.common.networks.message_sizes import MessageSizes
 from medfed.common.privacy.mechanism import (
     EvaluatedPart,
     evaluation_epsilon,
@@ -23,6 +23,9 @@ from medfed.common.report.preparation import preparation, preparation_warnings
 from medfed.common.report.words import delta_text, epsilon_text
 from medfed.common.signed_study import StudyFile
 from medfed.common.study import Study
+
+if TYPE_CHECKING:  # it brings torch with it
+    from medfed.common.networks.message_sizes import MessageSizes
 
 
 def study_page(file: StudyFile, sizes: MessageSizes) -> str:
@@ -86,7 +89,7 @@ def size_text(size_bytes: int) -> str:
 def _banner(file: StudyFile) -> str:
     study = file.study
     head = (
-        '<header style="--tone: var(--together); --tint: var(--card)">'
+        '<header class="offered">'
         f'<p class="outcome">Study to be approved</p><h1>{safe(study.name)}, serial '
         f'{study.study.serial}</h1><p class="soft">Digest <code>{study.digest}</code></p>'
         "</header>\n"
@@ -165,7 +168,7 @@ def _leaving(study: Study, sizes: MessageSizes) -> str:
     ]  # fmt: skip
     never = (
         "<strong>Nothing else leaves a hospital:</strong> no scan, no report, no name or number of "
-        "a patient, no count."
+        "a patient, no exact count."
     )
     return section("What leaves each hospital", terms(entries) + paragraphs([never]))
 

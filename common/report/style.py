@@ -38,6 +38,7 @@ code { font: .88em ui-monospace, "Cascadia Mono", Consolas, monospace; }
 header { border-left: 8px solid var(--tone); background: var(--tint); }
 .finished { --tone: var(--good); --tint: var(--good-tint); }
 .incomplete, .failed, .stopped { --tone: var(--bad); --tint: var(--bad-tint); }
+.offered { --tone: var(--together); --tint: var(--card); }
 .outcome { color: var(--tone); font-weight: 700; margin: 0; }
 .icon { display: inline-block; width: 1.5em; height: 1.5em; line-height: 1.5em; margin-right: 6px;
   border-radius: 50%; text-align: center; background: var(--tone); color: var(--card); }
@@ -83,7 +84,7 @@ svg .alone.mark { fill: var(--card); stroke: var(--alone); stroke-width: 2.2; }
 
 dl { display: grid; grid-template-columns: minmax(110px, max-content) 1fr; gap: 6px 20px;
   margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; } dl + p { margin-top: 12px; }
 .glossary dt { color: var(--ink); font-weight: 600; }
 .problems li { margin-bottom: 4px; } .problems { padding-left: 20px; margin: 0; }
 

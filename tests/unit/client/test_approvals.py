@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from medfed.client import approvals
+from medfed.client import approvals, ledger_state
 from medfed.client.approvals import (
     approve,
     approved_studies,
     approved_study,
-    check_policy,
     patients_by_part,
     scans_of_patients,
     withdraw,
 )
 from medfed.client.ledger import RoundKey
 from medfed.client.scans.patients import PseudonymKey
+from medfed.client.serials import check_not_replaced
 from medfed.client.site_root import open_ledger, open_site
 from medfed.common.errors import (
     ApprovalError,
@@ -331,6 +331,18 @@ def test_two_signed_studies_of_one_serial_are_one_too_many(tmp_path: Path) -> No
     ):
         approve(site, other, signed=True)
     approve(site, other)  # where nobody signs, nobody gives out serials
+
+
+def test_the_newest_serial_counts_in_whatever_order_two_were_approved() -> None:
+    # Two admins at once: both checks come before both entries.
+    given = [
+        ledger_state.Approval(entry, study.digest, study.name, {}, {}, study.study.serial)
+        for entry, study in enumerate((SECOND, FIRST))
+    ]
+
+    check_not_replaced(SECOND, given, "A")
+    with pytest.raises(ApprovalError, match="was replaced: serial 2"):
+        check_not_replaced(FIRST, given, "A")
 
 
 # ---- until when, and for how many ----------------------------------------------------------------

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import datetime
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from medfed.client.approvals import approve, withdraw
-from medfed.client.flower_app import open_session, refuse, reply_content
+from medfed.client.flower_app import open_session, permitted_study, refuse, reply_content
 from medfed.client.noise import SecretRandomness
 from medfed.client.session import RoundRequest
-from medfed.common.errors import LedgerMismatchError, ScanError, TrustError
+from medfed.client.site_root import SiteRoot, open_ledger
+from medfed.common.errors import (
+    ApprovalError,
+    LedgerMismatchError,
+    NotNowError,
+    ScanError,
+    TrustError,
+)
 from medfed.common.networks.parameters import network_for, parameters_of
 from medfed.common.trust.ledger_head import Head, HeadSigner
 from medfed.common.updates import decode, encode, shapes_of
@@ -161,3 +172,120 @@ def test_a_site_whose_ledger_was_put_back_does_not_start(tmp_path: Path) -> None
 
     with pytest.raises(LedgerMismatchError, match="put back from a backup"):
         open_session(site.folder)
+
+
+# ---- the policy at every round -------------------------------------------------------------------
+def edit(site: SiteRoot, old: str, new: str) -> None:
+    settings = site.folder / "site.toml"
+    assert old in settings.read_text()
+    settings.write_text(settings.read_text().replace(old, new))
+
+
+def test_a_pause_holds_from_the_next_round_on_and_ends_without_a_restart(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+    session = open_session(site.folder)
+    edit(site, "[policy]\n", "[policy]\npause = true\n")
+
+    assert session.answer(ask()).code == "refused-by-policy"
+    edit(site, "pause = true", "pause = false")
+    assert session.answer(ask()).payload is not None
+
+
+def test_a_site_that_pauses_starts_and_waits(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+    edit(site, "[policy]\n", "[policy]\npause = true\n")
+
+    session = open_session(site.folder)
+
+    assert session.answer(ask()).code == "refused-by-policy"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("rounds_limit = 1", "not-approved"),
+        ('studies = ["others"]', "not-approved"),
+        ('networks = ["cnn28"]', "not-approved"),
+        ("minimum_patients = 41", "not-approved"),  # 40 are declared
+        ('rounds_limit = 2\nstudies = ["two_labels"]\nnetworks = ["medfed-small"]', None),
+        ("minimum_patients = 40\ngpu = false\ncpu_threads = 1", None),
+    ],
+)
+def test_every_limit_is_asked_at_every_round(tmp_path: Path, line: str, code: str | None) -> None:
+    site = make_ready_site(tmp_path)
+    session = open_session(site.folder)
+    edit(site, "[policy]\n", f"[policy]\n{line}\n")
+
+    assert session.answer(ask()).code == code
+
+
+def test_hours_are_the_machines_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, noon = make_ready_site(tmp_path), datetime.datetime(2027, 7, 1, 12, tzinfo=datetime.UTC)
+    edit(site, "[policy]\n", '[policy]\nhours = "20:00-06:00"\n')
+    monkeypatch.setenv("TZ", "Asia/Tokyo")  # 12:00 UTC is 21:00 there
+
+    try:
+        time.tzset()
+        assert permitted_study(site.folder, STUDY.digest, open_ledger(site), at=noon) == STUDY
+        monkeypatch.setenv("TZ", "UTC")
+        time.tzset()
+        with pytest.raises(NotNowError, match="no round at 12:00"):
+            permitted_study(site.folder, STUDY.digest, open_ledger(site), at=noon)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_an_approved_study_is_trained_until_its_last_day_is_over(tmp_path: Path) -> None:
+    study = make_study(("[task]", "expires = 2099-12-31\n[task]"))
+    site = make_ready_site(tmp_path, study)
+    last = datetime.datetime(2099, 12, 31, 23, 59, tzinfo=datetime.UTC)
+
+    assert permitted_study(site.folder, study.digest, open_ledger(site), at=last) == study
+    with pytest.raises(ApprovalError, match="expired: its last day was 2099-12-31"):
+        permitted_study(
+            site.folder, study.digest, open_ledger(site), at=last + datetime.timedelta(minutes=1)
+        )
+
+
+def test_an_approved_study_is_not_trained_once_a_newer_serial_was_approved(tmp_path: Path) -> None:
+    site = make_ready_site(tmp_path)
+    session = open_session(site.folder)
+    newer = make_study(("[task]", f'serial = 2\nsupersedes = "{STUDY.digest}"\n[task]'))
+    approve(site, newer)
+
+    assert session.answer(ask()).code == "not-approved"
+    assert session.answer(replace(ask(), digest=newer.digest)).payload is not None
+    withdraw(site, newer.digest)
+    assert session.answer(ask(2)).code == "not-approved"  # a withdrawal does not bring it back
+
+
+def test_threads_are_those_of_the_policy_from_the_next_round_on(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    site = make_ready_site(tmp_path)
+    session = open_session(site.folder)
+    try:
+        edit(site, "[policy]\n", "[policy]\ncpu_threads = 1\n")
+        session.answer(ask())
+        assert torch.get_num_threads() == 1
+        edit(site, "cpu_threads = 1\n", "")
+        session.answer(ask(2))
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_gpu_that_may_not_be_used_any_more_is_left_and_scans_are_made_ready_anew(
+    tmp_path: Path,
+) -> None:
+    site = make_ready_site(tmp_path)
+    session = open_session(site.folder)
+    assert session.prefer_device == "auto"
+    ready = session._ready[STUDY.digest]  # what is warm cannot be seen from outside
+    session.answer(ask())
+    assert session._ready[STUDY.digest] is ready
+    edit(site, "[policy]\n", "[policy]\ngpu = false\n")
+
+    assert session.answer(ask(2)).payload is not None
+    assert session.prefer_device == "cpu"
+    assert session._ready[STUDY.digest] is not ready
