@@ -8,6 +8,10 @@ import torch
 
 from medfed.client.site_settings import Policy
 
+_limited = False
+"""Whether the number of threads was ever set here. Setting it, even to what it is, makes torch add
+up in another order, and so gives another model in its last bits than a simulation."""
+
 
 def device_of(policy: Policy) -> str:
     """What ``pick_device`` is to prefer: ``auto``, or ``cpu`` where no GPU may be used."""
@@ -20,7 +24,10 @@ def limit_share(policy: Policy) -> None:
     A limit that was taken out of ``site.toml`` is lifted. Training that does not fit into the
     share of the memory fails; it does not take more.
     """
+    global _limited
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(min(policy.cpu_threads or cores, cores))
+    if policy.cpu_threads or _limited:  # else not even the usual number is set: see above
+        torch.set_num_threads(min(policy.cpu_threads or cores, cores))
+        _limited = True
     if policy.gpu and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(policy.gpu_memory_fraction or 1.0)

@@ -11,6 +11,23 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+
+def interrupt_once() -> None:
+    """Let the first Ctrl-C raise KeyboardInterrupt, and the next ones do nothing.
+
+    A second KeyboardInterrupt could be raised while the first is being handled, where nothing
+    catches it. A program that does not hear Ctrl-C is left so.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _raise_once)
+
+
+def _raise_once(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -38,12 +55,14 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt
 
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    before = signal.getsignal(signal.SIGINT)
+    if not main or before not in (signal.default_int_handler, _raise_once):
         yield check
         return
     signal.signal(signal.SIGINT, note)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        heard = pressed and before is _raise_once
+        signal.signal(signal.SIGINT, signal.SIG_IGN if heard else before)
     check()

@@ -10,6 +10,7 @@ import click
 import typer
 
 from medfed.common.errors import MedfedError
+from medfed.common.interruption import interrupt_once
 from medfed.deploy.cli import coordinator, researcher, scans, site
 
 INTERRUPTED = 130
@@ -31,6 +32,7 @@ def main() -> None:
     An error raised on purpose prints what happened and the next step. Anything else is a
     defect: it keeps its traceback and exits with 1.
     """
+    interrupt_once()
     try:
         code = app(standalone_mode=False)
     except MedfedError as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from medfed.common.interruption import interrupts_held
+from medfed.common.interruption import interrupt_once, interrupts_held
 
 
 def press() -> None:
@@ -93,3 +93,29 @@ def test_in_another_thread_nothing_is_held_back() -> None:
     thread.join()
 
     assert seen == [signal.default_int_handler]
+
+
+# ---- once -----------------------------------------------------------------------------------------
+def test_the_first_ctrl_c_ends_a_command_and_the_next_ones_do_not_disturb_its_end() -> None:
+    interrupt_once()
+
+    with pytest.raises(KeyboardInterrupt):
+        press()
+    press()
+
+
+def test_a_ctrl_c_that_was_held_back_is_the_first() -> None:
+    interrupt_once()
+
+    with pytest.raises(KeyboardInterrupt), interrupts_held() as check:
+        press()
+        check()
+    press()
+
+
+def test_a_command_in_the_background_goes_on_not_hearing_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    interrupt_once()
+
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
