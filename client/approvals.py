@@ -173,9 +173,9 @@ def scans_of_patients(
         raise ScanError(
             f"site {site.name!r}: study {study.name!r} protects patients, and not every scan in "
             f"{site.scans} says whose it is; a patient with several scans would be protected less.",
-            advice="write the PatientID into the DICOM files; for an .npz, let patient_array in "
-            "site.toml, [scans], name the array that says whose each scan is; or leave such scans "
-            'out with without_patient = "leave-out".',
+            advice="write the PatientID into DICOM files; for pictures in class folders say who "
+            "the patient is in site.toml, [scans] patient; for an .npz which array; or "
+            'leave such scans out with without_patient = "leave-out".',
         )
     return scans
 

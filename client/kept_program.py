@@ -6,6 +6,7 @@ nothing is lost when the reader is busy and nothing blocks when nobody reads.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,20 @@ from medfed.common.processes import Child, start_child
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _STEADY_S = 60.0
 _LARGEST_LOG_BYTES = 5_000_000
+_TROUBLE = re.compile(r"(?:\S+ \S+ (?:WARNING|ERROR)|(?=  Next step:) ) (.+)")
+
+
+def trouble_in(line: str) -> str | None:
+    """What a line of one of medfed's own programs warns of; None: nothing.
+
+    Example:
+        >>> trouble_in("2026-01-01 00:00:00,1 WARNING the clock is off")
+        'the clock is off'
+        >>> trouble_in("2026-01-01 00:00:00,1 INFO tunnel.ready port=1") is None
+        True
+    """
+    found = _TROUBLE.match(line)
+    return None if found is None else found[1]
 
 
 class Tail:

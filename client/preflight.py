@@ -25,7 +25,8 @@ from medfed.client.approvals import approved_studies, scans_of_patients
 from medfed.client.scans.importing import Progress
 from medfed.client.scans.layouts.detect import layout_of
 from medfed.client.scans.scanset import TRAIN, ScanSet
-from medfed.client.site_root import SiteRoot, open_ledger
+from medfed.client.site_root import SiteRoot, check_may_join, open_ledger
+from medfed.client.tunnel_reach import reach
 from medfed.common.errors import MedfedError, ScanError, TransportError, TrustError
 from medfed.common.study import Study
 
@@ -86,12 +87,14 @@ def preflight(site: SiteRoot, tell: Tell, *, retry_for_s: float) -> None:
         retry_for_s: How long to go on trying to reach the server, seconds.
 
     Raises:
+        ConfigError: the site was made to be enrolled, and is not yet.
         LedgerError: the ledger cannot be trusted.
         ApprovalError: no study is approved.
         ScanError: the scans cannot be used.
         TransportError: the server does not answer.
         TrustError: what answers is not the coordinator's server, or this clock is wrong.
     """
+    check_may_join(site)
     open_ledger(site).close()  # a ledger that cannot be trusted is told before anything runs
     study = approved_studies(site)[0]
     tell(Notice("state", f"study {study.name} ({study.digest[:8]}) is approved here"))
@@ -187,6 +190,8 @@ def reach_server(
 ) -> None:
     """Ask the server for its health until it answers, and check who answers.
 
+    An enrolled site goes the way that its tunnel will go, and shows its certificate.
+
     Args:
         site: The site.
         tell: Where lines for the admin go; each failed try is told.
@@ -195,30 +200,54 @@ def reach_server(
         clock: The time in seconds.
 
     Raises:
+        ConfigError: a file of an enrolled site is missing, or the proxy's variable is wrong.
         TransportError: no answer for ``retry_for_s`` seconds; says how often it was tried.
-        TrustError: the certificate is not the coordinator's, or the clocks differ.
+        TrustError: a certificate is not the coordinator's, has expired or is refused, or the
+            clocks differ.
     """
     address = site.settings.server.address
     began, tries, delay = clock(), 0, _FIRST_DELAY_S
     while True:
         tries += 1
         try:
-            headers = _ask_health(address, site.ca)
+            server_clock_s = _ask_by_tunnel(site, tell) if site.is_enrolled else _ask(site)
             break
         except TransportError as error:
             waited = clock() - began
             if waited >= retry_for_s:
                 raise TransportError(
                     f"{error.args[0]} Tried {tries} times in {waited:.0f} s.",
-                    advice="ask the coordinator whether the server runs; check the address in "
+                    advice=error.advice
+                    or "ask the coordinator whether the server runs; check the address in "
                     "site.toml and your firewall.",
                 ) from error
             pause = min(delay, _LONGEST_DELAY_S, max(retry_for_s - waited, 0.1))
             tell(Notice("state", f"{error.args[0]} Trying again in {math.ceil(pause)} s"))
             sleep(pause)
             delay *= 2
-    _check_clock(address, headers)
+    _check_clock(address, server_clock_s)
     tell(Notice("state", f"server {address} answers and is the coordinator's"))
+
+
+def _ask(site: SiteRoot) -> float | None:
+    """Ask once without a certificate of the site; the server's clock."""
+    return _date_of(_ask_health(site.settings.server.address, site.ca))
+
+
+def _ask_by_tunnel(site: SiteRoot, tell: Tell) -> float | None:
+    """Ask once as the tunnel does; the server's clock."""
+    found = reach(site.folder)
+    if found.proxy is not None:
+        tell(Notice("state", f"the way to the server goes through the proxy {found.proxy}"))
+    if found.expires_soon:
+        tell(
+            Notice(
+                "warning",
+                f"this site's certificate expires on {found.expires:%Y-%m-%d}. Ask the coordinator "
+                "for a new approval, and take it up with `medfed enrol accept`.",
+            )
+        )
+    return found.server_clock_s
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -283,9 +312,8 @@ def _not_trusted(address: str, ca: Path, cause: ssl.SSLCertVerificationError) ->
     )
 
 
-def _check_clock(address: str, headers: HTTPMessage) -> None:
-    """Compare the clocks by the answer's Date header, which has whole seconds."""
-    said = _date_of(headers)
+def _check_clock(address: str, said: float | None) -> None:
+    """Compare the clocks by the answer's date, which has whole seconds."""
     if said is None:
         return
     ahead = time.time() - (said + 1.0)

@@ -2,7 +2,7 @@
 
     site.toml       the site's settings and its own limits
     keys/           node_key (private), node_key.pub
-    trust/ca.pem    who must have signed the server's certificate
+    trust/          whom the site trusts (``ca.pem``); an enrolled site's own certificate
     approved/       the studies the site's admin approved, one file per digest
     ledger.db       what the patients' privacy has been spent on, and was promised
     log/            audit.jsonl: every use of the pseudonym key; what the site's programs wrote
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import stat
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,7 +27,14 @@ from typing import NamedTuple
 from medfed.client.exposure import Ceiling
 from medfed.client.ledger import Ledger
 from medfed.client.ledger_file import LedgerFile
-from medfed.client.scans.patients import KEY_BYTES, PatientNames, PseudonymKey
+from medfed.client.scans.patients import PatientNames, PseudonymKey
+from medfed.client.site_keys import (
+    check_key_place,
+    check_secret,
+    default_pseudonym_key,
+    is_within,
+    make_pseudonym_key,
+)
 from medfed.client.site_settings import SiteSettings, parse_site, read_settings, site_toml
 from medfed.client.witness import Witness, default_witness
 from medfed.common.errors import ConfigError, MedfedError
@@ -85,12 +92,17 @@ class SiteRoot:
     @property
     def key_is_backed_up(self) -> bool:
         """Whether the pseudonym key lies in the site's folder, and so in its backups."""
-        return _is_within(self.pseudonym_key, self.folder)
+        return is_within(self.pseudonym_key, self.folder)
 
     @property
     def ca(self) -> Path:
         """The authority that must have signed the server's certificate."""
         return self.folder / "trust" / "ca.pem"
+
+    @property
+    def is_enrolled(self) -> bool:
+        """Whether an approval was taken up: such a site reaches the server by its tunnel."""
+        return (self.folder / "trust" / "site.pem").exists()
 
     @property
     def approved(self) -> Path:
@@ -134,10 +146,11 @@ def create_site(
     name: str,
     scans: Path,
     server: str,
-    ca: Path,
+    ca: Path | None,
     patient_array: str | None = None,
     witness: Path | None = None,
     pseudonym_key: Path | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> SiteRoot:
     """Write a new data root with new keys and a new ledger.
 
@@ -146,12 +159,13 @@ def create_site(
         name: The site's name, as studies will list it.
         scans: The site's scans.
         server: ``host:port`` of the coordinator's server.
-        ca: The coordinator's ``ca.pem``.
+        ca: The coordinator's ``ca.pem``; None: it comes with the approval of a site that enrols.
         patient_array: For an ``.npz``: the array that says whose each scan is.
         witness: Where the ledger's second memory lies; None: as ``default_witness``, one for
             all sites over the same scans.
         pseudonym_key: Where the key by which the ledger names patients lies; None: beside the
             witness. One that is there is used, so that patients keep their names.
+        limits: The data board's ceilings, by their name in ``Policy``. None has a default.
 
     Raises:
         ConfigError: the root exists, or one of the values is not allowed, or these scans have
@@ -170,10 +184,10 @@ def create_site(
     witness = (witness or default_witness(scans)).absolute()
     key = (pseudonym_key or default_pseudonym_key(witness)).absolute()
     _check_no_other_ledger(scans, witness)
-    _check_key_place(key, root, scans)
-    text = site_toml(name, server, scans.absolute(), patient_array, witness, key)
+    check_key_place(key, root, scans)
+    text = site_toml(name, server, scans.absolute(), patient_array, witness, key, limits)
     parse_site(text, source="site init")
-    authority = read_authority(ca)
+    authority = None if ca is None else read_authority(ca)
 
     part = root.with_name(f".{root.name}.{secrets.token_hex(4)}.part")
     ours = not key.exists()  # to be taken away again if the site cannot be made
@@ -181,11 +195,12 @@ def create_site(
         for folder in ("keys", "trust", "approved", "flower", "log"):
             private_folder(private_folder(part) / folder)
         write_private(part / "site.toml", text.encode())
-        write_private(part / "trust" / "ca.pem", authority)
+        if authority is not None:
+            write_private(part / "trust" / "ca.pem", authority)
         new_node_key(part / "keys")
         if ours:
-            _make_key(key)
-        _check_secret(key)
+            make_pseudonym_key(key)
+        check_secret(key)
         AuditLog(part / "log" / "audit.jsonl").write(KEY_MADE)
         Ledger.create(
             part / "ledger.db",
@@ -208,11 +223,6 @@ def create_site(
     site = open_site(root)
     _witness_as_it_is(site)
     return site
-
-
-def default_pseudonym_key(witness: Path) -> Path:
-    """Where the pseudonym key lies unless ``site.toml`` says otherwise: beside the witness."""
-    return witness.with_name(f"{witness.stem}-pseudonym.key")
 
 
 def pseudonym_key(site: SiteRoot, use: KeyUse) -> PseudonymKey:
@@ -338,15 +348,34 @@ def open_site(root: Path) -> SiteRoot:
         ConfigError: not a site's root, ``site.toml`` breaks a rule, a key is missing or may be
             read by other users of the machine, or ``[ledger] pseudonym_key`` names a place in
             the site's folder or with the scans.
-        TrustError: ``trust/ca.pem`` is no valid certificate authority.
+        TrustError: ``trust/ca.pem`` is no valid certificate authority. It may be missing: see
+            ``check_may_join``.
     """
     site = SiteRoot(root.absolute(), read_settings(root))
     if site.settings.ledger.pseudonym_key:
-        _check_key_place(site.pseudonym_key, site.folder, site.scans)
+        check_key_place(site.pseudonym_key, site.folder, site.scans)
     for secret in (site.node_key, site.pseudonym_key):
-        _check_secret(secret)
-    read_authority(site.ca)
+        check_secret(secret)
+    if site.ca.exists():
+        read_authority(site.ca)
     return site
+
+
+def check_may_join(site: SiteRoot) -> None:
+    """Refuse to join before the site knows whom to trust.
+
+    Raises:
+        ConfigError: it has no ``trust/ca.pem``; says which step of enrolment is missing.
+    """
+    if site.ca.exists():
+        return
+    request = site.folder / f"{site.name}.request.pem"
+    first = "" if request.exists() else f"`medfed enrol request --root {site.folder}` writes it; "
+    raise ConfigError(
+        f"site {site.name!r}: is not enrolled; no approval of the coordinator was taken up.",
+        advice=f"{first}send {request} to the coordinator, and take up what comes back: `medfed "
+        f"enrol accept {site.name}.approval.json --root {site.folder} --fingerprint ...`.",
+    )
 
 
 def _check_no_other_ledger(scans: Path, witness: Path) -> None:
@@ -357,43 +386,4 @@ def _check_no_other_ledger(scans: Path, witness: Path) -> None:
             advice="use that site, for another server too: change [server] in its site.toml. If "
             "its folder is lost, restore the newest backup. If these are other patients, give "
             "--witness another path.",
-        )
-
-
-def _make_key(key: Path) -> None:
-    if not key.parent.is_dir():  # one that is there may be others' too: left as it is
-        private_folder(key.parent)
-    write_private(key, secrets.token_bytes(KEY_BYTES))
-
-
-def _check_key_place(key: Path, root: Path, scans: Path) -> None:
-    """Keep the key that names patients apart from what it names: their spend, and their scans."""
-    for folder, what in ((root, "the site's folder"), (scans, "the scans folder")):
-        if _is_within(key, folder):
-            raise ConfigError(
-                f"{key}: the pseudonym key would lie in {what}, {folder}; whoever gets a copy of "
-                "both could tell which patient took part in what.",
-                advice="give --pseudonym-key (site.toml: [ledger] pseudonym_key) a path outside "
-                "both, and move the key there if the site has one.",
-            )
-
-
-def _is_within(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
-
-
-def _check_secret(path: Path) -> None:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: the key cannot be read ({error.strerror}).",
-            advice="restore it from its backup; a new site would forget what its patients have "
-            "spent.",
-        ) from error
-    if mode & 0o077:
-        raise ConfigError(
-            f"{path}: other users of this machine may read the key (mode {mode:04o}, "
-            "allowed: 0600).",
-            advice=f"chmod 600 {path}",
         )

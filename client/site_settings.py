@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -198,8 +199,10 @@ def site_toml(
     patient_array: str | None,
     witness: Path,
     pseudonym_key: Path,
+    limits: Mapping[str, float] | None = None,
 ) -> str:
-    """The text of a new site's ``site.toml``: the paths filled in, no limit written."""
+    """The text of a new site's ``site.toml``: paths filled in, and the limits that are given."""
+    written = "".join(f"{key} = {value!r}\n" for key, value in (limits or {}).items())
     array = f"patient_array = {json.dumps(patient_array)}\n" if patient_array else ""
     return f"""\
 # The settings of one site. medfed reads them from this file only.
@@ -229,7 +232,7 @@ pseudonym_key = {json.dumps(str(pseudonym_key))}
 #   epsilon_limit = 8.0        # most that all studies together may spend per patient
 #   delta_limit = 1e-4         # at most this failure probability; below 1 / number of patients
 #   study_epsilon_limit = 4.0  # if one study may spend less than all together
-allow_no_privacy = false     # true lets a study without differential privacy be approved
+{written}allow_no_privacy = false     # true lets a study without differential privacy be approved
 # Everything below is optional, and holds from the next round on:
 #   pause = true                    # train nothing until it is false
 #   hours = "20:00-06:00"           # begin rounds only then; local time

@@ -1,7 +1,8 @@
 """Keeps a site's node and worker running, and tells the admin what they do.
 
 ``medfed client`` is this: after the preflight it starts the stock ``flower-supernode``, which
-keeps the one outbound connection, and our worker, which trains. Whatever ends is started
+keeps the one outbound connection, and our worker, which trains. An enrolled site's node goes
+through the site's tunnel, which is started before it and ended after it. Whatever ends is started
 again, whatever its exit code: Flower's node ends with code 0 when it is refused. Nothing is
 left running when the supervisor ends, however it ends (``common/processes.py``).
 """
@@ -20,7 +21,9 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from medfed.client.kept_program import KeptProgram
+from medfed.client.enrolment import settle
+from medfed.client.kept_program import KeptProgram, trouble_in
+from medfed.client.kept_tunnel import KeptTunnel
 from medfed.client.preflight import Notice, Tell, preflight
 from medfed.client.site_root import SiteRoot
 from medfed.common.errors import ConfigError, TransportError, TrustError
@@ -39,11 +42,14 @@ WORKER = (sys.executable, "-I", "-m", "medfed.client.worker")
 
 _LOOK_S = 0.2
 _END_LIMIT_S = 6.0
+_TUNNEL_END_LIMIT_S = 0.5
+"""Its node has signed off by then; what it still carries is for nobody."""
+_CUT_OFF_LIMIT_S = 1.0
+"""A node without a tunnel cannot sign off."""
 _STILL_COUNTED_S = 75.0
 """A node that vanished is refused until the server has counted it out: measured 49 to 60 s."""
 _TRIES_TO_JOIN = 5
 _REFUSED = re.compile(r"\[code: (2001|2004)\]")
-_TROUBLE = re.compile(r"(?:\S+ \S+ (?:WARNING|ERROR)|(?=  Next step:) ) (.+)")
 _TASK = re.compile(
     r"task\.(?:(started|done|failed|unwanted) type=(train|evaluate|query|other) "
     r"round=([0-9]{1,6}|-)|(not_pulled))(?!\S)"
@@ -74,7 +80,7 @@ class Supervisor:
         self._port = free_port()
         self._mark = site.flower / "connected"
         self._refused = self._connected = self._lost = self._waiting = False
-        self._in_task = False
+        self._in_task = self._cut_off = False
         log = private_folder(site.log)
         self._node = KeptProgram(
             "node",
@@ -88,6 +94,7 @@ class Supervisor:
             environment=flower_environment(site.flower / "worker"),
             log=log / "worker.log",
         )
+        self._tunnel = KeptTunnel(site, self._tell) if site.is_enrolled else None
 
     def run(self, *, retry_for_s: float = 60.0) -> None:
         """Check, join, and stay until told to stop. Only on the main thread, which signals reach.
@@ -105,6 +112,7 @@ class Supervisor:
             the signal. SIGTERM makes it return.
         """
         with _alone(self._site):
+            settle(self._site.folder)
             preflight(self._site, self._tell, retry_for_s=retry_for_s)
             with _signals() as told:
                 write_private(self._secret, secrets.token_bytes(32), replace=True)
@@ -118,12 +126,12 @@ class Supervisor:
 
     def _keep(self, told: _Told) -> None:
         self._say("joining")
-        self._node.start()
         while not told.event.wait(_LOOK_S):
             for line in self._node.lines():
                 self._hear_node(line)
             for line in self._worker.lines():
                 self._hear_worker(line)
+            self._watch_tunnel()
             self._watch_node()
             if self._connected:
                 self._watch_worker()
@@ -151,8 +159,13 @@ class Supervisor:
             self._in_task = event == "started"
             text = _TASK_TEXT[event].format(kind=what, log=self._site.log / "worker.log")
             self._tell(Notice("warning" if "see " in text else "state", text))
-        elif match := _TROUBLE.match(line):
-            self._tell(Notice("warning", match.group(1)))
+        elif trouble := trouble_in(line):
+            self._tell(Notice("warning", trouble))
+
+    def _watch_tunnel(self) -> None:
+        if self._tunnel is not None and self._tunnel.watch() and self._node.child is not None:
+            self._cut_off = True
+            self._node.child.end(_CUT_OFF_LIMIT_S)
 
     def _watch_node(self) -> None:
         if self._connected and self._node.child is not None:
@@ -165,12 +178,13 @@ class Supervisor:
                 why = ": the server refuses this site for now" if self._refused else ""
                 pause = self._node.pause_s
                 self._say(f"the node ended (code {code}){why}; again in {pause:.0f} s")
-            self._refused = False
-        self._node.start_if_due()
+            self._refused = self._cut_off = False
+        if self._tunnel is None or self._tunnel.port is not None:
+            self._node.start_if_due()
 
     def _may_try_again(self, code: int) -> bool:
         """What an end of the node means; False: to be tried again, and said already."""
-        if self._connected:
+        if self._connected or self._cut_off:
             return True
         address, log = self._site.settings.server.address, self._site.log / "node.log"
         if not self._refused and code != 0:  # not the server's doing: a port, a full disk, ...
@@ -187,8 +201,18 @@ class Supervisor:
             return False
         raise TrustError(
             f"server {address} does not know site {self._site.name!r}: its key is not enrolled.",
-            advice=f"send {self._site.public_key} to the coordinator as {self._site.name}.pub to "
-            "be enrolled, then start again.",
+            advice=self._how_to_be_enrolled(),
+        )
+
+    def _how_to_be_enrolled(self) -> str:
+        if self._tunnel is not None:
+            return (
+                "ask the coordinator to bring the newest server bundle to the server; this "
+                "site's certificate is in it. Then start again."
+            )
+        return (
+            f"send {self._site.public_key} to the coordinator as {self._site.name}.pub to be "
+            "enrolled, then start again."
         )
 
     def _counted_until(self) -> float:
@@ -220,6 +244,8 @@ class Supervisor:
         codes = end_children(children, _END_LIMIT_S)
         if self._connected and self._node.child is not None and codes[-1] == 0:
             self._mark.unlink(missing_ok=True)  # it signed off: the server has counted it out
+        if self._tunnel is not None and self._tunnel.program.child is not None:
+            self._tunnel.program.child.end(_TUNNEL_END_LIMIT_S)
         self._say("ended; nothing is left running")
 
     def _say(self, text: str) -> None:
@@ -230,10 +256,13 @@ class Supervisor:
             self._port = free_port()
             if self._worker.child is not None:
                 self._worker.child.end()
+        address, authority = self._site.settings.server.address, self._site.ca
+        if self._tunnel is not None:
+            address, authority = f"127.0.0.1:{self._tunnel.port}", self._tunnel.certificate
         return [
             *NODE,
-            "--superlink", self._site.settings.server.address,
-            "--root-certificates", str(self._site.ca),
+            "--superlink", address,
+            "--root-certificates", str(authority),
             "--auth-supernode-private-key", str(self._site.node_key),
             "--host", "127.0.0.1", "--port", str(self._port),
             "--isolation", "process",

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_pressed = False
+
 
 def interrupt_once() -> None:
     """Let the first Ctrl-C raise KeyboardInterrupt, and the next ones do nothing.
@@ -25,7 +27,17 @@ def interrupt_once() -> None:
         signal.signal(signal.SIGINT, _raise_once)
 
 
+def was_interrupted() -> bool:
+    """Whether Ctrl-C was pressed since ``interrupt_once``.
+
+    What it raises can come out as something else: a library may catch it, and raise its own.
+    """
+    return _pressed
+
+
 def _raise_once(_number: int, _frame: FrameType | None) -> None:
+    global _pressed
+    _pressed = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 

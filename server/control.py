@@ -1,22 +1,23 @@
 """The control service: what a coordinator may ask of the server, over gRPC and mutual TLS.
 
-It listens on loopback only. Whoever asks must show a certificate of the server's own
-authority in the name of the coordinator; nothing is answered to anyone else.
+It listens on loopback only. Whoever asks must show a certificate that ``control_access.py``
+admits to what is asked; nothing is answered to anyone else.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import NoReturn, Protocol, TypeVar, cast
+from typing import NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from medfed.common.errors import ConfigError, MedfedError, TransportError, TrustError
+from medfed.common.errors import ConfigError, MedfedError, TransportError
 from medfed.common.processes import require_free_port
+from medfed.server.control_access import Access, ByName
 from medfed.server.control_pb2 import (
     EnrolReply,
     EnrolRequest,
@@ -26,7 +27,7 @@ from medfed.server.control_pb2 import (
     RunRequest,
 )
 from medfed.server.control_wire import SERVICE, error_to_metadata, status_to_wire
-from medfed.server.data_root import COORDINATOR, DataRoot
+from medfed.server.data_root import DataRoot
 from medfed.server.journal import RunStatus
 
 log = logging.getLogger(__name__)
@@ -64,13 +65,14 @@ class ControlService:
         desk: Who does what is asked.
         root: The data root, for the certificates.
         port: Port on 127.0.0.1.
+        access: Who may ask; None: the coordinator that the root's own authority named.
 
     Raises:
         TransportError: the port is in use.
     """
 
-    def __init__(self, desk: Desk, root: DataRoot, port: int) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, root: DataRoot, port: int, access: Access | None = None) -> None:
+        self._desk, self._access = desk, access or ByName(root.trust)
         self._closing = threading.Event()
         self._watchers = threading.Semaphore(_WATCHERS)
         require_free_port("127.0.0.1", port, purpose="the control service")
@@ -81,12 +83,7 @@ class ControlService:
                 ("grpc.max_receive_message_length", _LARGEST_REQUEST_BYTES),
             ),
         )
-        trust = root.trust
-        credentials = grpc.ssl_server_credentials(
-            [((trust / "server.key").read_bytes(), (trust / "server.pem").read_bytes())],
-            root_certificates=(trust / "ca.pem").read_bytes(),
-            require_client_auth=True,
-        )
+        credentials = self._access.credentials()
         self._server.add_generic_rpc_handlers((self._handlers(),))
         if self._server.add_secure_port(f"127.0.0.1:{port}", credentials) != port:
             raise TransportError(
@@ -102,10 +99,10 @@ class ControlService:
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         def single(
-            request: type[Request], act: Callable[[Request], Message]
+            request: type[Request], act: Callable[[Request], Message], *, looks_only: bool = False
         ) -> grpc.RpcMethodHandler[Request, Message]:
             return grpc.unary_unary_rpc_method_handler(
-                lambda asked, context: _answer(act, asked, context),
+                lambda asked, context: self._answer(act, asked, context, looks_only=looks_only),
                 request_deserializer=request.FromString,
                 response_serializer=_bytes_of,
             )
@@ -115,7 +112,7 @@ class ControlService:
             {
                 "Enrol": single(EnrolRequest, self._enrol),
                 "Launch": single(LaunchRequest, self._launch),
-                "Status": single(RunRequest, self._status),
+                "Status": single(RunRequest, self._status, looks_only=True),
                 "Stop": single(RunRequest, self._stop),
                 "Watch": grpc.unary_stream_rpc_method_handler(
                     self._watch,
@@ -124,6 +121,27 @@ class ControlService:
                 ),
             },
         )
+
+    def _answer(
+        self,
+        act: Callable[[Request], Reply],
+        asked: Request,
+        context: grpc.ServicerContext,
+        *,
+        looks_only: bool,
+    ) -> Reply:
+        """Act for who may ask; an error of ours travels to the caller in its own words."""
+        try:
+            self._access.admit(context, looks_only=looks_only)
+            return act(asked)
+        except MedfedError as error:
+            _abort(context, error)
+        except Exception:
+            log.exception("control.defect request=%s", type(asked).__name__)
+            _abort(
+                context,
+                MedfedError("the server failed to answer.", advice="read the server's own output."),
+            )
 
     def _enrol(self, asked: EnrolRequest) -> EnrolReply:
         fingerprint, was_enrolled = self._desk.enrol(
@@ -142,7 +160,15 @@ class ControlService:
         return status_to_wire(self._desk.stop(asked.run))
 
     def _watch(self, asked: RunRequest, context: grpc.ServicerContext) -> Iterator[RunReply]:
-        status = _answer(lambda request: self._desk.status(request.run), asked, context)
+        def look(run: str) -> RunStatus:  # asks again whether the caller may: revoked meanwhile?
+            return self._answer(
+                lambda request: self._desk.status(request.run),
+                RunRequest(run=run),
+                context,
+                looks_only=True,
+            )
+
+        status = look(asked.run)
         if not self._watchers.acquire(blocking=False):
             error = TransportError(
                 f"the server has {_WATCHERS} watchers already.", advice="use `medfed status`."
@@ -151,37 +177,11 @@ class ControlService:
         try:
             yield status_to_wire(status)
             while not status.ended and context.is_active() and not self._closing.wait(_LOOK_S):
-                before, status = status, self._desk.status(status.run)
+                before, status = status, look(status.run)
                 if status != before:
                     yield status_to_wire(status)
         finally:
             self._watchers.release()
-
-
-def _answer(
-    act: Callable[[Request], Reply], asked: Request, context: grpc.ServicerContext
-) -> Reply:
-    """Act for a coordinator; an error of ours travels to the caller in its own words."""
-    try:
-        _require_coordinator(context)
-        return act(asked)
-    except MedfedError as error:
-        _abort(context, error)
-    except Exception:
-        log.exception("control.defect request=%s", type(asked).__name__)
-        _abort(
-            context,
-            MedfedError("the server failed to answer.", advice="read the server's own output."),
-        )
-
-
-def _require_coordinator(context: grpc.ServicerContext) -> None:
-    names = cast(Iterable[bytes], context.auth_context().get("x509_common_name", ()))
-    if list(names) != [COORDINATOR.encode()]:
-        raise TrustError(
-            "the control service was asked with a certificate that is no coordinator's.",
-            advice="use the coordinator folder of this server.",
-        )
 
 
 def _abort(context: grpc.ServicerContext, error: MedfedError) -> NoReturn:

@@ -1,7 +1,8 @@
 """The coordinator's end of the control service.
 
 The coordinator's folder (``coordinator/`` of the server's data root) says where the server
-is and holds the certificate that it asks for.
+is and holds the certificate that it asks for. A person's folder that ``medfed enrol role`` wrote
+holds a certificate only; the service is then asked on this machine, at its default port.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+from cryptography import x509
 from google.protobuf.message import Message
 
 from medfed.common.errors import ConfigError, MedfedError, TransportError, TrustError
@@ -30,6 +32,9 @@ from medfed.server.control_wire import SERVICE, error_from_metadata, status_from
 from medfed.server.journal import RunStatus
 
 Reply = TypeVar("Reply", bound=Message)
+CONTROL = "127.0.0.1:8444"
+"""Where the control service is asked if nothing says where: its default, or a forwarded port."""
+
 _LIMIT_S = 120.0
 
 
@@ -38,27 +43,36 @@ class ControlClient:
 
     Args:
         access: The coordinator's folder: ``ca.pem``, ``client.pem``, ``client.key``,
-            ``server.toml``.
+            ``server.toml``. The last may be missing in a person's folder.
+        control: ``host:port`` of the control service; empty: as ``server.toml`` says.
 
     Raises:
-        ConfigError: the folder is not complete.
+        ConfigError: the folder is not complete, or ``control`` is no address.
     """
 
-    def __init__(self, access: Path) -> None:
+    def __init__(self, access: Path, control: str = "") -> None:
         self._access = access
+        if control and not control.rpartition(":")[2].isdigit():
+            raise ConfigError(
+                f"the control service: {control[:80]!r} is no address.",
+                advice="give host:port, as in 127.0.0.1:8444.",
+            )
         try:
-            settings = tomllib.loads((access / "server.toml").read_text())
-            self.address = str(settings["control"])
-            self._host, _, port = self.address.rpartition(":")
-            self._port = int(port)
             ca, key, certificate = (
                 (access / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem")
             )
+            self._again = "copy the coordinator folder from this server again."
+            if _is_persons(certificate):
+                self._again = "ask the coordinator for access anew (`medfed enrol role`)."
+            self.address = control or _written_address(access, certificate)
+            self._host, _, port = self.address.rpartition(":")
+            self._port = int(port)
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"{access}: is not a complete coordinator folder ({type(error).__name__}); it "
                 "needs ca.pem, client.pem, client.key and server.toml.",
-                advice="give the folder `coordinator` of the server's data root, or a copy of it.",
+                advice="give the folder `coordinator` of the server's data root, a copy of it, or "
+                "the folder that `medfed enrol role` wrote.",
             ) from error
         credentials = grpc.ssl_channel_credentials(ca, key, certificate)
         options = (("grpc.enable_http_proxy", 0),)
@@ -187,12 +201,12 @@ class ControlClient:
             return TrustError(
                 f"the server at {self.address} shows a certificate that {self._access}/ca.pem did "
                 f"not sign ({error.verify_message}).",
-                advice="copy the coordinator folder from this server again.",
+                advice=self._again,
             )
         except (ssl.SSLError, ConnectionResetError):
             return TrustError(
                 f"the server at {self.address} does not accept the certificate in {self._access}.",
-                advice="copy the coordinator folder from this server again.",
+                advice=self._again,
             )
         except OSError as error:
             return TransportError(
@@ -204,3 +218,22 @@ class ControlClient:
             f"the connection to the server at {self.address} was lost.",
             advice="the rounds go on without it; ask again with `medfed status`.",
         )
+
+
+def _written_address(access: Path, certificate: bytes) -> str:
+    """What ``server.toml`` says; a person's folder may have none."""
+    path = access / "server.toml"
+    if not path.exists() and _is_persons(certificate):
+        return CONTROL
+    return str(tomllib.loads(path.read_text())["control"])
+
+
+def _is_persons(certificate: bytes) -> bool:
+    """Whether a certificate names a person's role, as those of ``medfed enrol role`` do."""
+    found = x509.load_pem_x509_certificate(certificate).extensions
+    try:
+        names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return any(uri.startswith("urn:medfed:role:") for uri in uris)

@@ -2,15 +2,20 @@
 
 ::
 
-    trust/         ca.pem ca.key server.pem server.key
+    trust/         ca.pem ca.key server.pem server.key; or what the coordinator brought
     coordinator/   what a coordinator copies: ca.pem client.pem client.key server.toml
     sites/         <SITE>.pub, nodes.json {site: Flower's node id}, <SITE>.head.json (the highest
-                   head of its ledger)
+                   head of its ledger), <SITE>.pem (its certificate), <SITE>.out (a key thrown out)
     flower/        what Flower keeps: state.db, its homes, logs
+    guard/         settings and log of the guard
     runs/<RUN>/    study.json and what the rounds write
     journal.db     what happened in every run
 
 Folders have mode 0700, files 0600.
+
+A root with a coordinator's bundle in ``trust/`` is guarded, and stays so. It has no
+``coordinator/``. Nothing is written to ``trust/`` but the list that ``revocations.py`` keeps; the
+SuperLink, which then listens on loopback, has an authority of its own in ``flower/loopback/``.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from medfed.common.trust.certificates import (
 )
 from medfed.common.trust.keys import read_public_key
 from medfed.common.trust.private_files import private_folder, write_private
+from medfed.server.brought_trust import REVOCATIONS, STUDY_KEYS, check_brought_trust
 
 COORDINATOR = "coordinator"
 """The name in the certificate of whoever may use the control service."""
@@ -71,6 +77,22 @@ class DataRoot:
         return self.path / "flower"
 
     @property
+    def guard(self) -> Path:
+        """Folder of the guard's settings and log."""
+        return self.path / "guard"
+
+    @property
+    def guarded(self) -> bool:
+        """Whether only the guard may face the sites: a bundle is there, or was once."""
+        marks = (self.trust / STUDY_KEYS, self.trust / REVOCATIONS, self.guard)
+        return any(mark.exists() for mark in marks)
+
+    @property
+    def superlink_trust(self) -> Path:
+        """Folder of the SuperLink's own certificate and the authority that signed it."""
+        return self.flower / "loopback" if self.guarded else self.trust
+
+    @property
     def journal(self) -> Path:
         """The journal's file."""
         return self.path / "journal.db"
@@ -87,24 +109,30 @@ class DataRoot:
             control_port: Port of the control service on loopback.
 
         Raises:
-            ConfigError: the folder cannot be written, or a host is no host.
+            ConfigError: the folder cannot be written, a host is no host, or the coordinator's
+                bundle is not complete.
+            TrustError: the bundle's files do not belong together.
         """
-        for folder in (self.path, self.trust, self.coordinator, self.sites, self.flower):
-            private_folder(folder)
-        private_folder(self.path / "runs")
-        if not (self.trust / "ca.pem").exists():
-            new_authority(self.trust)
-        if not server_certificate_serves(self.trust, hosts):
-            issue_server_certificate(self.trust, hosts)
+        if self.guarded:
+            check_brought_trust(self.trust, hosts)
+            self._prepare_folders(self.guard)
+            _prepare_authority(private_folder(self.superlink_trust), [])
+            return
+        self._prepare_folders(self.trust, self.coordinator)
+        _prepare_authority(self.trust, hosts)
         if not (self.coordinator / "client.pem").exists():
             issue_client_certificate(self.trust, self.coordinator, COORDINATOR)
-        self.write_nodes(self.nodes())
         text = (
             "# How to reach the server's control service. Over a network, forward the port:\n"
             f"# ssh -L {control_port}:127.0.0.1:{control_port} SERVER\n"
             f'control = "127.0.0.1:{control_port}"\n'
         )
         write_private(self.coordinator / "server.toml", text.encode(), replace=True)
+
+    def _prepare_folders(self, *more: Path) -> None:
+        for folder in (self.path, *more, self.sites, self.flower, self.path / "runs"):
+            private_folder(folder)
+        self.write_nodes(self.nodes())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -127,8 +155,21 @@ class DataRoot:
             os.close(handle)
 
     def enrolled(self) -> dict[str, bytes]:
-        """Read the public key of every enrolled site, by name."""
-        return {path.stem: read_public_key(path) for path in sorted(self.sites.glob("*.pub"))}
+        """Read the public key of every enrolled site, by name; not those thrown out."""
+        found = {path.stem: read_public_key(path) for path in sorted(self.sites.glob("*.pub"))}
+        return {site: key for site, key in found.items() if key != self.thrown_out(site)}
+
+    def thrown_out(self, site: str) -> bytes | None:
+        """Read the public key with which a site was last thrown out, if it was.
+
+        Its other files stay, so that rounds that are going on can finish with what it sent.
+        """
+        path = self.sites / f"{site}.out"
+        return read_public_key(path) if path.exists() else None
+
+    def throw_out(self, site: str, public_key: bytes) -> None:
+        """Write down that a site is not enrolled with this key any more."""
+        write_private(self.sites / f"{site}.out", public_key, replace=True)
 
     def key_file(self, site: str) -> Path:
         """File of an enrolled site's public key."""
@@ -164,6 +205,14 @@ class DataRoot:
         run = f"{stem}-{number}"
         write_private(private_folder(self.run_folder(run)) / "study.json", study.canonical())
         return run
+
+
+def _prepare_authority(trust: Path, hosts: Sequence[str]) -> None:
+    """Make an authority if there is none, and a server's certificate that names the hosts."""
+    if not (trust / "ca.pem").exists():
+        new_authority(trust)
+    if not server_certificate_serves(trust, hosts):
+        issue_server_certificate(trust, hosts)
 
 
 def check_site_name(site: str) -> str:

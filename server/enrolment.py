@@ -66,16 +66,34 @@ class Enrolment:
                 return fingerprint(key), True
             pending = write_private(self._root.pending_key_file(site), key, replace=True)
             self._keep(site, self._superlink.register(site, pending))
-            if site in nodes:
+            if site in nodes and site in enrolled:
                 self._superlink.unregister(nodes[site])
         log.info("enrol.approved site=%s key=%s", site, fingerprint(key))
         return fingerprint(key), False
+
+    def throw_out(self, site: str) -> None:
+        """Take a site's key back, for ever: Flower takes no key twice.
+
+        Nothing happens where it is not enrolled.
+
+        Raises:
+            TransportError: Flower does not answer. The site counts as thrown out; ``take_up``
+                tells Flower again.
+        """
+        with self._one_at_a_time:
+            key, node = self._root.enrolled().get(site), self._root.nodes().get(site)
+            if key is None:
+                return
+            self._root.throw_out(site, key)
+            log.warning("enrol.thrown_out site=%s key=%s", site, fingerprint(key))
+            if node is not None:
+                self._superlink.unregister(node)
 
     def take_up(self) -> None:
         """Bring Flower to what the data root says, after a start.
 
         Sites that Flower does not know (its database is gone) are registered again; nodes
-        that belong to no enrolled site are thrown out.
+        that belong to no enrolled site are thrown out, also those of a ``throw_out`` cut off.
 
         Raises:
             TransportError: Flower does not answer.
@@ -89,8 +107,11 @@ class Enrolment:
             for stranger in strangers:
                 log.warning("enrol.stranger_removed node=%d", stranger)
                 self._superlink.unregister(stranger)
-            nodes = self._root.nodes()
-            for site in self._root.enrolled():
+            nodes, enrolled = self._root.nodes(), self._root.enrolled()
+            for site in nodes.keys() - enrolled.keys():
+                if nodes[site] in known and self._root.thrown_out(site):
+                    self._superlink.unregister(nodes[site])
+            for site in enrolled:
                 if nodes.get(site) not in known:
                     nodes[site] = self._superlink.register(site, self._root.key_file(site))
             self._root.write_nodes(nodes)

@@ -1,5 +1,8 @@
 """The hub: ``medfed server``. It starts Flower's SuperLink, lets sites in and starts runs.
 
+Where a coordinator's bundle lies in the data root, the SuperLink listens on loopback only and the
+guard stands in front of it; the bundle says which sites are in.
+
 The rounds themselves run in a process that the SuperLink starts (``flower_app.py``); the
 hub and they meet in the journal only. So a coordinator may hang up, and the hub may be
 slow, and the rounds go on.
@@ -7,20 +10,24 @@ slow, and the rounds go on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medfed.common.errors import ConfigError, TransportError
-from medfed.common.processes import require_free_port
+from medfed.common.processes import Child, end_children, free_port, require_free_port
 from medfed.common.study import Study, study_from_canonical
 from medfed.common.trust.private_files import write_private
 from medfed.server.control import ControlService
+from medfed.server.control_access import ByRole
 from medfed.server.data_root import DataRoot
 from medfed.server.enrolment import Enrolment
+from medfed.server.gatehouse import SUPERLINK_HOST, Gatehouse
 from medfed.server.journal import Journal, RunStatus
+from medfed.server.roll import Roll, RollKeeper
 from medfed.server.superlink import SuperLink
 
 log = logging.getLogger(__name__)
@@ -32,6 +39,7 @@ _APP_LOOK_S = 5.0
 _STOP_LIMIT_S = 20.0
 _END_LIMIT_S = 6.0
 _LOOK_S = 0.1
+_CALLED = {"SuperLink": "Flower's SuperLink", "guard": "the guard"}
 
 
 class Hub:
@@ -49,7 +57,7 @@ class Hub:
     ) -> None:
         self._root, self._superlink = root, superlink
         self._journal, self._bundle = journal, bundle.absolute()
-        self._enrolment = Enrolment(root, superlink)
+        self.enrolment = Enrolment(root, superlink)
         self._one_launch_at_a_time = threading.Lock()
 
     def take_up(self) -> None:
@@ -58,15 +66,25 @@ class Hub:
         Raises:
             TransportError: Flower does not answer.
         """
-        self._enrolment.take_up()
+        self.enrolment.take_up()
         for run in self._journal.runs():
             status = self._journal.read(run)
             if not status.ended and status.pid is None:
                 self._end(status, "failed", "the server ended while this run was starting", 14)
 
     def enrol(self, site: str, public_key: bytes, *, replace: bool) -> tuple[str, bool]:
-        """Let a site in, as ``Enrolment.approve``."""
-        return self._enrolment.approve(site, public_key, replace=replace)
+        """Let a site in, as ``Enrolment.approve``.
+
+        Raises:
+            ConfigError: the coordinator's bundle says which sites are in, and nothing else does.
+        """
+        if self._root.guarded:
+            raise ConfigError(
+                "this server lets in the sites of its coordinator's bundle, and no others.",
+                advice="approve the site's request (`medfed enrol approve A.request.pem`), make a "
+                "bundle (`medfed enrol server-bundle`) and copy it to the server.",
+            )
+        return self.enrolment.approve(site, public_key, replace=replace)
 
     def launch(self, study: bytes) -> tuple[str, bool]:
         """Start a study, or find the run of it that is going on.
@@ -216,38 +234,76 @@ def serve(
         bundle: Folder of the thin Flower bundle.
 
     Raises:
-        TransportError: a port is in use (nothing was started), or the SuperLink ended.
+        TransportError: a port is in use (nothing was started), or the SuperLink or the guard ended.
         ConfigError: the root cannot be used, or another server uses it.
+        TrustError: the coordinator's bundle or its revocation list cannot be trusted; nothing was
+            started.
 
     Guarantee:
         When this returns or raises, every process that it started has ended, at most 10 s
-        after ``stop`` was set.
+        after ``stop`` was set. A guarded root's SuperLink listens on 127.0.0.1 only, whatever
+        ``host`` is, and no hospital reaches the guard before all sites are enrolled.
     """
     require_free_port(host, port, purpose="the port for the sites")
     require_free_port("127.0.0.1", control_port, purpose="the control service")
     with root.held(), Journal(root.journal) as journal:
         root.prepare([*([] if host in ("0.0.0.0", "::") else [host]), *names], control_port)
-        superlink = SuperLink(root, host, port, stop)
-        child = superlink.start()
+        gatehouse = Gatehouse(root, host, port) if root.guarded else None
+        inner = (host, port) if gatehouse is None else (SUPERLINK_HOST, free_port())
+        superlink = SuperLink(root, *inner, stop)
+        logs = {superlink.start(): superlink.log}
         try:
             if not superlink.wait_healthy(_HEALTHY_LIMIT_S):
                 return
             hub = Hub(root, superlink, journal, bundle)
             hub.take_up()
-            control = ControlService(hub, root, control_port)
-            try:
-                ready()
-                while not stop.wait(_LOOK_S):
-                    if child.exit_code() is not None:
-                        raise TransportError(
-                            f"Flower's SuperLink ended with exit code {child.exit_code()}.",
-                            advice=f"read the end of {superlink.log}, then start the server again; "
-                            "enrolled sites and finished rounds are kept.",
-                        )
-            finally:
-                control.close()
+            if gatehouse is None:
+                _answer_until(stop, ControlService(hub, root, control_port), logs, ready)
+                return
+            access = ByRole(root.trust, gatehouse.revoked.is_revoked)
+            with _enrolled_by_bundle(root, hub, gatehouse, stop):
+                logs[gatehouse.start(superlink.port)] = gatehouse.log
+                if gatehouse.wait_listening(stop):
+                    control = ControlService(hub, root, control_port, access)
+                    _answer_until(stop, control, logs, ready)
         finally:
-            child.end(_END_LIMIT_S)
+            end_children(list(logs), _END_LIMIT_S)
+
+
+@contextlib.contextmanager
+def _enrolled_by_bundle(
+    root: DataRoot, hub: Hub, gatehouse: Gatehouse, stop: threading.Event
+) -> Iterator[None]:
+    """Enrol the sites of the coordinator's bundle, now and as it changes."""
+    roll = Roll(root, hub.enrolment, gatehouse.revoked.is_revoked)
+    roll.follow()
+    keeper = RollKeeper(roll)
+    try:
+        yield
+    finally:
+        stop.set()  # a call of Flower that is under way ends then
+        keeper.close()
+
+
+def _answer_until(
+    stop: threading.Event,
+    control: ControlService,
+    logs: Mapping[Child, Path],
+    ready: Callable[[], None],
+) -> None:
+    """Answer coordinators until told to stop, or a child has ended."""
+    try:
+        ready()
+        while not stop.wait(_LOOK_S):
+            for child, its_log in logs.items():
+                if child.exit_code() is not None:
+                    raise TransportError(
+                        f"{_CALLED[child.name]} ended with exit code {child.exit_code()}.",
+                        advice=f"read the end of {its_log}, then start the server again; "
+                        "enrolled sites and finished rounds are kept.",
+                    )
+    finally:
+        control.close()
 
 
 def _first_status(run: str, study: Study) -> RunStatus:

@@ -1,8 +1,7 @@
 """Flower's SuperLink as a child process, spoken to through the ``flwr`` command.
 
 Only public command lines are used: ``flower-superlink`` and ``flwr``. Flower's control
-API has no login, so its port belongs on a network where only sites can reach it; a
-later guard narrows that further.
+API has no login, so its port belongs on loopback, behind the guard.
 
 Source:
     Flower 1.41, https://flower.ai/docs/framework/ref-api-cli.html
@@ -49,6 +48,7 @@ class SuperLink:
 
     def __init__(self, root: DataRoot, host: str, port: int, stop: threading.Event) -> None:
         self._root, self.host, self.port, self.stop = root, host, port, stop
+        self._trust = root.superlink_trust
         self._reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.log = root.flower / "superlink.log"
         self.child: Child | None = None
@@ -62,7 +62,7 @@ class SuperLink:
         """
         require_flower_version()
         require_free_port(self.host, self.port, purpose="the port for the sites")
-        trust, flower = self._root.trust, self._root.flower
+        trust, flower = self._trust, self._root.flower
         command = [
             "flower-superlink", "--host", self.host, "--port", str(self.port),
             "--ssl-ca-certfile", str(trust / "ca.pem"),
@@ -110,7 +110,7 @@ class SuperLink:
         return False
 
     def _answers(self) -> bool:
-        trust = ssl.create_default_context(cafile=str(self._root.trust / "ca.pem"))
+        trust = ssl.create_default_context(cafile=str(self._trust / "ca.pem"))
         link = http.client.HTTPSConnection(self._reach, self.port, timeout=3.0, context=trust)
         with contextlib.closing(link):
             try:
@@ -195,7 +195,7 @@ class SuperLink:
         home = self._root.flower / "cli"
         environment = flower_environment(home)
         reach = f"[{self._reach}]" if ":" in self._reach else self._reach
-        authority = json.dumps(str(self._root.trust / "ca.pem"))
+        authority = json.dumps(str(self._trust / "ca.pem"))
         config = (
             '[superlink]\ndefault = "hub"\n\n[superlink.hub]\n'
             f'address = "{reach}:{self.port}"\nroot-certificates = {authority}\n'

@@ -103,7 +103,8 @@ def import_scans(
         on_progress: Told after every entry.
         again: Try files again that were refused before.
         verify: Read every record first, and drop those that are damaged.
-        prune: At the end erase what belongs to files that the index does not name.
+        prune: At the end erase what belongs to files that are not there any more, or that the
+            index does not name. Not where none is there at all: a disk may be missing.
         make_read: Gives, in a child, what reads an entry.
 
     Raises:
@@ -134,7 +135,7 @@ def import_scans(
                 make_read,
             )
             job.run(Decoding(make, limits or limits_for(index), _PREPARE), check)
-        if prune:
+        if prune and tally.refused[Reason.MISSING.value] < tally.listed:
             tally.erased = cache.drop_unseen()
     return tally
 
@@ -174,9 +175,9 @@ class _Import:
             check()
             self._tally.listed += 1
             path = self._index.folder / entry.file
-            if self._prune:
-                self._cache.see(path)
             state = state_of_entry(self._index.folder, entry)
+            if self._prune and state is not None:
+                self._cache.see(path)
             if state is None:
                 self._refused(Reason.MISSING.value, entry)
                 continue

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import NoReturn
 
 import click
 import typer
 
 from medfed.common.errors import MedfedError
-from medfed.common.interruption import interrupt_once
+from medfed.common.interruption import interrupt_once, was_interrupted
 from medfed.deploy.cli import coordinator, researcher, scans, site
 
 INTERRUPTED = 130
@@ -34,24 +35,39 @@ def main() -> None:
     """
     interrupt_once()
     try:
+        sys.exit(_exit_code())
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if was_interrupted() or isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
+            _end_interrupted()
+        raise
+
+
+def _exit_code() -> int:
+    try:
         code = app(standalone_mode=False)
     except MedfedError as error:
         # A message may quote a file or a server: no control character reaches the terminal.
         from medfed.common.report.words import clean
 
         print("\n".join(clean(line) for line in f"medfed: {error}".split("\n")), file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except click.exceptions.Abort:
+        raise
     except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it changes nothing
-            print("medfed: interrupted", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(INTERRUPTED)  # threads that are inside a training step are not waited for
+        return exit_.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    sys.exit(code if isinstance(code, int) else 0)
+        return error.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _end_interrupted() -> NoReturn:
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it changes nothing
+        print("medfed: interrupted", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(INTERRUPTED)  # threads that are inside a training step are not waited for

@@ -20,20 +20,30 @@ if TYPE_CHECKING:
 _Access = Annotated[
     Path,
     typer.Option(
-        "--access", help="The coordinator's folder: `coordinator` of the server's data root."
+        "--access",
+        help="Folder with your certificate: `coordinator` of the server's data root, or what "
+        "`medfed enrol role` wrote.",
+    ),
+]
+_Control = Annotated[
+    str,
+    typer.Option(
+        "--control",
+        help="host:port of the control service. Default: as the access folder says, else "
+        "127.0.0.1:8444.",
     ),
 ]
 _Run = Annotated[str, typer.Argument(help="Name of a run. Default: the newest.")]
-_ACCESS = Path("medfed-server/coordinator")
-
-enrol_app = typer.Typer(help="Let sites in.", no_args_is_help=True)
+ACCESS = Path("medfed-server/coordinator")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of a coordinator to the program."""
+    from medfed.deploy.cli import enrol  # which uses ``approve``
+
     for command in (server, launch, status, watch, stop):
         app.command()(command)
-    app.add_typer(enrol_app, name="enrol")
+    app.add_typer(enrol.app, name="enrol")
 
 
 def server(
@@ -53,7 +63,9 @@ def server(
 ) -> None:
     """Run the server until Ctrl-C. Its data root is made at the first start.
 
-    Keep --host on loopback: Flower's control interface answers on the same port, without login.
+    With a coordinator's bundle in its folder `trust` (`medfed enrol server-bundle`), hospitals
+    reach the guard only. Without one keep --host on loopback: Flower's control interface answers
+    on the same port, without login.
 
     Example: medfed server --root /srv/medfed
     """
@@ -75,11 +87,16 @@ def server(
             "control": f"127.0.0.1:{control_port}",
             "root": str(where.path),
             "ca": str(where.trust / "ca.pem"),
+            "guarded": where.guarded,
         }
+        sites, people = f"need {facts['ca']}", f"need {where.coordinator}"
+        if where.guarded:
+            sites = "join through the guard, with the certificate in their approval"
+            people = "use the folder that `medfed enrol role` wrote"
         text = (
             f"The server answers on {host}:{port}. Data root: {where.path}\n"
-            f"  sites need {facts['ca']}\n"
-            f"  coordinators need {where.coordinator} (control service on {facts['control']})\n"
+            f"  sites {sites}\n"
+            f"  coordinators {people} (control service on {facts['control']})\n"
             "Ctrl-C stops it."
         )
         typer.echo(json.dumps(facts) if format is Format.JSON else text)
@@ -101,7 +118,6 @@ def server(
         raise typer.Exit(130)
 
 
-@enrol_app.command()
 def approve(
     public_key: Annotated[Path, typer.Argument(help="The node_key.pub that the site sent.")],
     site: Annotated[
@@ -113,7 +129,7 @@ def approve(
             help="Throw out another key of this site, and forget what is known of its ledger."
         ),
     ] = False,
-    access: _Access = _ACCESS,
+    access: _Access = ACCESS,
     format: FormatOption = Format.TEXT,
 ) -> None:
     """Let a site in by its public key. Compare the fingerprint with the site by phone.
@@ -140,7 +156,8 @@ def approve(
 
 def launch(
     study: Annotated[Path, typer.Argument(help="The study file.")],
-    access: _Access = _ACCESS,
+    access: _Access = ACCESS,
+    control: _Control = "",
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the rounds.")] = False,
     format: FormatOption = Format.TEXT,
 ) -> None:
@@ -153,7 +170,7 @@ def launch(
     from medfed.common.study import load_study
 
     checked = load_study(study)
-    with _server(access) as client:
+    with _server(access, control) as client:
         run, was_running = client.launch(checked.canonical())
         if detach:
             facts = {"run": run, "was_running": was_running, "digest": checked.digest}
@@ -168,37 +185,52 @@ def launch(
         _follow(client, run, format)
 
 
-def status(run: _Run = "", access: _Access = _ACCESS, format: FormatOption = Format.TEXT) -> None:
+def status(
+    run: _Run = "",
+    access: _Access = ACCESS,
+    control: _Control = "",
+    format: FormatOption = Format.TEXT,
+) -> None:
     """Say where a run stands and what each site is doing.
 
     Example: medfed status --access /srv/medfed/coordinator --format json
     """
-    with _server(access) as client:
+    with _server(access, control) as client:
         _show(client.status(run), format)
 
 
-def watch(run: _Run = "", access: _Access = _ACCESS, format: FormatOption = Format.TEXT) -> None:
+def watch(
+    run: _Run = "",
+    access: _Access = ACCESS,
+    control: _Control = "",
+    format: FormatOption = Format.TEXT,
+) -> None:
     """Follow a run until it ends. The exit code is the run's.
 
     Example: medfed watch --access /srv/medfed/coordinator
     """
-    with _server(access) as client:
+    with _server(access, control) as client:
         _follow(client, run, format)
 
 
-def stop(run: _Run = "", access: _Access = _ACCESS, format: FormatOption = Format.TEXT) -> None:
+def stop(
+    run: _Run = "",
+    access: _Access = ACCESS,
+    control: _Control = "",
+    format: FormatOption = Format.TEXT,
+) -> None:
     """Stop a run after what it is doing; the last good model is kept.
 
     Example: medfed stop pneumonia-1a2b3c4d-1 --access /srv/medfed/coordinator
     """
-    with _server(access) as client:
+    with _server(access, control) as client:
         _show(client.stop(run), format)
 
 
-def _server(access: Path) -> ControlClient:
+def _server(access: Path, control: str = "") -> ControlClient:
     from medfed.server.control_client import ControlClient
 
-    return ControlClient(access)
+    return ControlClient(access, control)
 
 
 def _follow(client: ControlClient, run: str, format: Format) -> None:

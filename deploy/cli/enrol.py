@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medfed.deploy.cli import coordinator
 from medfed.deploy.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -76,26 +77,45 @@ def request(
 
 @app.command()
 def approve(
-    request: Annotated[Path, typer.Argument(help="The request that the site sent.")],
+    request: Annotated[
+        Path, typer.Argument(help="What the site sent: its request, or its node_key.pub.")
+    ],
     site: Annotated[
-        str | None, typer.Option(help="The site. Default: the file's name, as in A.request.pem.")
+        str | None,
+        typer.Option(help="The site. Default: the file's name, as in A.request.pem or A.pub."),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Revoke another key of this site.")
+        bool,
+        typer.Option(
+            "--replace",
+            help="Revoke another key of this site; for a .pub, forget its ledger's head too.",
+        ),
     ] = False,
     folder: _Folder = _FOLDER,
+    access: Annotated[
+        Path,
+        typer.Option(
+            help="For a .pub: the coordinator's access, `coordinator` of the server's data root."
+        ),
+    ] = coordinator.ACCESS,
     format: FormatOption = Format.TEXT,
 ) -> None:
-    """Let a site in by its request. Compare the fingerprint of its key by phone.
+    """Let a site in by what it sent. Compare the fingerprint of its key by phone.
+
+    A request gets a certificate, by which the site comes through its tunnel. A public key is
+    entered at the running server, for a site that was made with the server's ca.pem.
 
     Example: medfed enrol approve A.request.pem
     """
+    if not _is_request(request):
+        coordinator.approve(request, site=site, replace=replace, access=access, format=format)
+        return
     from medfed.common.trust.received_files import read_received
     from medfed.common.trust.site_requests import LARGEST_REQUEST_BYTES
 
     data = read_received(request, LARGEST_REQUEST_BYTES, what="a site's request")
-    coordinator = _coordinator(folder)
-    done = coordinator.approve_request(
+    own = _coordinator(folder)
+    done = own.approve_request(
         data,
         site or request.name.removesuffix(".request.pem"),
         replace=replace,
@@ -105,11 +125,11 @@ def approve(
         f"Ask site {done.site} by phone to read out its key's fingerprint. Only if it is\n"
         f"  {done.key_fingerprint}\n"
         f"send it {done.file} and read out yours:\n"
-        f"  {coordinator.fingerprint}\n"
+        f"  {own.fingerprint}\n"
         f"Its certificate lasts until {done.expires:%Y-%m-%d}. If the fingerprint differs: "
         f"`medfed enrol revoke {done.site}`."
     )
-    _tell(format, {**_approved(done), "fingerprint": coordinator.fingerprint}, text)
+    _tell(format, {**_approved(done), "fingerprint": own.fingerprint}, text)
 
 
 @app.command()
@@ -185,11 +205,11 @@ def rotate(
             "--root renews every site; --site cannot be given with it.",
             advice="leave one of the two out.",
         )
-    coordinator = _coordinator(folder)
+    own = _coordinator(folder)
     if root:
-        done = coordinator.rotate_root(overlap_days=overlap_days)
+        done = own.rotate_root(overlap_days=overlap_days)
     else:
-        done = [coordinator.renew(name) for name in site or coordinator.sites()]
+        done = [own.renew(name) for name in site or own.sites()]
     first = (
         "1. Make a server bundle (`medfed enrol server-bundle`) and copy it to the server.\n"
         f"2. Send each site its file below; it has {overlap_days} days, and nothing to compare.\n"
@@ -198,7 +218,7 @@ def rotate(
         else "Send each site its file; it takes it up with `medfed enrol accept`.\n"
     )
     lines = [f"  {one.site}: {one.file}, until {one.expires:%Y-%m-%d}" for one in done]
-    facts = {"fingerprint": coordinator.fingerprint, "sites": [_approved(one) for one in done]}
+    facts = {"fingerprint": own.fingerprint, "sites": [_approved(one) for one in done]}
     _tell(format, facts, first + "\n".join(lines or ["  (no site has a good certificate)"]))
 
 
@@ -280,6 +300,16 @@ def role(
         {"folder": str(made), "role": role},
         f"{made} is {role}'s access for one year. client.key is secret.",
     )
+
+
+def _is_request(file: Path) -> bool:
+    """Whether a file is a request, and no public key; its name decides if its content does not."""
+    try:
+        with file.open("rb") as opened:
+            begins = opened.read(64)
+    except OSError:
+        return file.suffix != ".pub"
+    return b"CERTIFICATE REQUEST" in begins or file.name.endswith(".request.pem")
 
 
 def _coordinator(folder: Path) -> Coordinator:

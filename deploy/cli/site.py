@@ -13,6 +13,7 @@ from medfed.deploy.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
     from medfed.client.preflight import Notice, ScanReport
+    from medfed.client.site_root import SiteRoot
 
 _Root = Annotated[Path, typer.Option("--root", help="The site's data root.")]
 _RootOfSite = Annotated[
@@ -45,7 +46,14 @@ def init(
     site: Annotated[str, typer.Option(help="The site's name, as studies will list it.")],
     scans: Annotated[Path, typer.Option(help="Folder of the site's scans, or one .npz file.")],
     server: Annotated[str, typer.Option(help="host:port of the coordinator's server.")],
-    ca: Annotated[Path, typer.Option(help="The server's ca.pem, sent by the coordinator.")],
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="The server's ca.pem, for a coordinator who asks for node_key.pub. Leave it out "
+            "to be enrolled by a request; it comes with the approval.",
+            show_default=False,
+        ),
+    ] = None,
     root: _RootOfSite = None,
     patient_array: Annotated[
         str | None, typer.Option(help="In an .npz: the array that says whose each scan is.")
@@ -64,19 +72,35 @@ def init(
             show_default="beside the witness",
         ),
     ] = None,
+    epsilon_limit: Annotated[
+        float | None,
+        typer.Option(help="Most that all studies together may spend per patient. No default."),
+    ] = None,
+    delta_limit: Annotated[
+        float | None, typer.Option(help="Its failure probability, at most this. No default.")
+    ] = None,
+    study_epsilon_limit: Annotated[
+        float | None, typer.Option(help="Most that one study may spend per patient.")
+    ] = None,
     format: FormatOption = Format.TEXT,
 ) -> None:
-    """Make a site: its folder, its keys and its site.toml.
+    """Make a site: its folder, its keys, its site.toml and its request to be let in.
+
+    The limits are your data board's. They can be written into site.toml later as well.
 
     Example: medfed site init --site A --root /srv/medfed-A --scans /data/scans
-    --server hub.example:8443 --ca ca.pem
+    --server hub.example:8443 --epsilon-limit 8 --delta-limit 1e-4
     """
     from medfed.client.site_root import create_site
-    from medfed.common.trust.keys import fingerprint, read_public_key
 
-    folder = root or _root_of(site)
+    board = {
+        "epsilon_limit": epsilon_limit,
+        "delta_limit": delta_limit,
+        "study_epsilon_limit": study_epsilon_limit,
+    }
+    limits = {key: value for key, value in board.items() if value is not None}
     made = create_site(
-        folder,
+        root or _root_of(site),
         name=site,
         scans=scans,
         server=server,
@@ -84,29 +108,52 @@ def init(
         patient_array=patient_array,
         witness=witness,
         pseudonym_key=pseudonym_key,
+        limits=limits,
     )
-    mark = fingerprint(read_public_key(made.public_key))
+    facts, steps = _first_steps(made, by_request=ca is None)
     if format is Format.JSON:
-        _write(
-            {
-                "site": made.name,
-                "root": str(made.folder),
-                "public_key": str(made.public_key),
-                "fingerprint": mark,
-            }
-        )
+        _write(facts)
         return
+    if not {"epsilon_limit", "delta_limit"} <= limits.keys():
+        toml = made.folder / "site.toml"
+        steps.append(f"Write your data board's limits into {toml}, table [policy].")
+    study = "STUDY.toml" if ca is not None else "STUDY.study.json"  # signed, for an enrolled site
+    steps.append(f"medfed site approve {study} --root {made.folder}")
     typer.echo(
         f"Site {made.name} is in {made.folder}; keep a backup of it, and show it to nobody.\n"
         f"Its witness is {made.witness}; keep that out of the backups.\n"
         f"Its pseudonym key is {made.pseudonym_key}; keep a copy in a safe, apart from the\n"
         f"backups: without it nobody's spend is known, with it and a backup everybody's is.\n"
-        f"Next steps:\n"
-        f"  1. Send {made.public_key} to the coordinator as {made.name}.pub; compare the\n"
-        f"     fingerprint by phone: {mark}\n"
-        f"  2. Write your data board's limits into {made.folder / 'site.toml'}, table [policy].\n"
-        f"  3. medfed site approve STUDY.toml --root {made.folder}"
+        f"Next steps:"
     )
+    for number, step in enumerate(steps, 1):
+        typer.echo(f"  {number}. {step}")
+
+
+def _first_steps(site: SiteRoot, *, by_request: bool) -> tuple[dict[str, Any], list[str]]:
+    """What a new site sends to the coordinator: for programs, and in words."""
+    from medfed.client.enrolment import write_request
+    from medfed.common.trust.keys import fingerprint, read_public_key
+
+    facts = {
+        "site": site.name,
+        "root": str(site.folder),
+        "public_key": str(site.public_key),
+    }
+    if by_request:
+        file, mark = write_request(site.folder)
+        return {**facts, "request": str(file), "fingerprint": mark}, [
+            f"Send {file} to the coordinator; read out by phone\n"
+            f"     the fingerprint of this site's key: {mark}",
+            f"Take up what comes back, with the fingerprint that the coordinator reads out:\n"
+            f"     medfed enrol accept {site.name}.approval.json --root {site.folder} "
+            "--fingerprint ...",
+        ]
+    mark = fingerprint(read_public_key(site.public_key))
+    return {**facts, "fingerprint": mark}, [
+        f"Send {site.public_key} to the coordinator as {site.name}.pub; compare the\n"
+        f"     fingerprint by phone: {mark}"
+    ]
 
 
 @site_app.command()
@@ -181,7 +228,7 @@ def client(
 
     Example: medfed client --site A
     """
-    from medfed.client.site_root import open_site
+    from medfed.client.site_root import check_may_join, open_site
     from medfed.client.supervisor import Supervisor
     from medfed.common.errors import ConfigError
 
@@ -191,6 +238,7 @@ def client(
             f"--site {site} was given, but {opened.folder} is the root of site {opened.name!r}.",
             advice=f"give --site {opened.name}, or the other site's --root.",
         )
+    check_may_join(opened)
     say = _say_json if format is Format.JSON else _say_text
     try:
         Supervisor(opened, lambda notice: say(opened.name, notice)).run(retry_for_s=retry_for)

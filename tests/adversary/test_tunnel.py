@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import socket
 import ssl
 import subprocess
@@ -25,7 +24,16 @@ from medfed.client.tunnel_identity import local_side
 from medfed.common.processes import Child, flower_environment, free_port, start_child
 from tests.support.flower_hub import FlowerHub, wait_until
 from tests.support.proxies import connect_proxy
-from tests.support.tunnels import ask, call, expired_server, house, read, running, within
+from tests.support.tunnels import (
+    ask,
+    call,
+    expired_server,
+    house,
+    read,
+    relay,
+    running,
+    within,
+)
 
 pytestmark = pytest.mark.network
 
@@ -331,23 +339,3 @@ def test_real_node_joins_a_real_superlink_that_it_reaches_only_with_the_sites_ce
     said = [line for line in tunnel.log().splitlines() if "WARNING" in line]
     assert len(said) <= 2  # that the server was away, however often the node tried
     assert "Traceback" not in tunnel.log() and "defect" not in tunnel.log()
-
-
-def relay(link: ssl.SSLSocket, hub: FlowerHub) -> None:
-    """Carry a connection to the SuperLink until a side ends."""
-    tls = ssl.create_default_context(cafile=str(hub.ca))
-    with socket.create_connection(("127.0.0.1", hub.port)) as plain:
-        with tls.wrap_socket(plain, server_hostname="127.0.0.1") as far:
-            while True:
-                ready = [side for side in (link, far) if side.pending()]
-                for side in ready or select.select([link, far], [], [], 10)[0]:
-                    other = far if side is link else link
-                    side.settimeout(0.05)
-                    try:
-                        piece = side.recv(1 << 16)
-                    except TimeoutError:  # a record of TLS itself
-                        continue
-                    if not piece:
-                        return
-                    other.settimeout(20)
-                    other.sendall(piece)

@@ -7,8 +7,10 @@ that has PyTorch loaded already, so that a start takes milliseconds.
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
@@ -36,6 +38,18 @@ def serve(root: Path, link: Connection) -> None:
         link.recv()
 
 
+def start_fork_server() -> None:
+    """Start the process that children are forked from, with all that this file imports.
+
+    Before anything else starts it without: the import of a site's scans forks from it, too.
+    """
+    root = str(Path(__file__).parents[2])
+    if root not in sys.path:
+        sys.path.append(root)  # where `tests` is found by name
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    forkserver.ensure_running()
+
+
 Look = Callable[[Phase, int], bool]
 """``look(phase, pieces)``: told each phase and, while sending, each piece; True: kill it now."""
 
@@ -51,7 +65,6 @@ class PipedSite:
 
     def __init__(self, root: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # with all that it imports
         self._link, other = context.Pipe()
         self._process = context.Process(target=serve, args=(root, other))
         self._process.start()

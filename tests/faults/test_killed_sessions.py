@@ -25,7 +25,7 @@ from medfed.common.privacy.mechanism import mechanism_for
 from medfed.common.updates import Parameters, decode, encode, shapes_of
 from tests.faults.ledger_reading import Entry, committed, entries_of, epsilon_of
 from tests.faults.phases import PHASES, Phase
-from tests.faults.piped_site import PIECE_BYTES, PipedSite
+from tests.faults.piped_site import PIECE_BYTES, PipedSite, start_fork_server
 from tests.support.sites import make_ready_site, make_study
 
 pytestmark = pytest.mark.slow
@@ -124,6 +124,7 @@ def moved(model: Parameters, update: bytes) -> Parameters:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    start_fork_server()
     return run_of(tmp_path_factory.mktemp("uninterrupted"), None)
 
 

@@ -25,6 +25,7 @@ from medfed.client.tunnel import Limits, Tunnel
 from medfed.common.trust.certificates import host_names, issue, key_bytes, load_authority
 from medfed.deploy.coordinator_root import Coordinator, new_coordinator
 from tests.support.enrolling import Clock, bare_site, bring_bundle
+from tests.support.flower_hub import FlowerHub
 
 Handler = Callable[[ssl.SSLSocket], None]
 
@@ -39,6 +40,26 @@ def healthy(link: ssl.SSLSocket) -> None:
     """Answer one request as the guard answers ``/health``."""
     link.recv(1 << 16)
     link.sendall(b"HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\n\r\n")
+
+
+def relay(link: ssl.SSLSocket, hub: FlowerHub) -> None:
+    """Carry a connection to the SuperLink until a side ends."""
+    tls = ssl.create_default_context(cafile=str(hub.ca))
+    with socket.create_connection(("127.0.0.1", hub.port)) as plain:
+        with tls.wrap_socket(plain, server_hostname="127.0.0.1") as far:
+            while True:
+                ready = [side for side in (link, far) if side.pending()]
+                for side in ready or select.select([link, far], [], [], 10)[0]:
+                    other = far if side is link else link
+                    side.settimeout(0.05)
+                    try:
+                        piece = side.recv(1 << 16)
+                    except TimeoutError:  # a record of TLS itself
+                        continue
+                    if not piece:
+                        return
+                    other.settimeout(20)
+                    other.sendall(piece)
 
 
 class FarServer:

@@ -58,7 +58,8 @@ def _refused(overview: Overview) -> Iterator[Remark]:
         "refused",
         f"{refused:,} of {plural(listed, 'listed scan')} ({share(refused, listed)}) cannot be "
         f"used, most often for this reason: {most(overview.refused)}.",
-        "See refused.csv in the site's cache for the names; repair or export them again.",
+        "`medfed scans import` says where refused.csv lies, which has their names; docs/scans.md "
+        "has a remedy for each reason.",
     )
 
 
@@ -71,7 +72,8 @@ def _left_out(overview: Overview) -> Iterator[Remark]:
             "left-out",
             f"{what} of the folder or its table {verb(number, 'is', 'are')} left out, most often "
             f"for this reason: {most(overview.left_out)}.",
-            "Check the table, and which finding means which label in the study (findings.means).",
+            "docs/scans.md has a remedy for each reason; where no label was found, the study says "
+            "which finding means which label (findings.means).",
         )
 
 

@@ -118,7 +118,8 @@ def _ids(overview: Overview) -> Iterator[Remark]:
             "patient-ids",
             "Not every scan says whose it is, and this study protects patients: it cannot be "
             "approved here.",
-            "Write the PatientID into the files, or name the patient in the table or in site.toml.",
+            "Write the PatientID into the files, name the patient in the table or by [scans] "
+            'patient in site.toml, or leave such scans out: [scans] without_patient = "leave-out".',
         )
     else:
         yield Remark(

@@ -403,14 +403,18 @@ def test_a_file_is_settled_once_its_time_cannot_stay_the_same(age_s: float, sett
 
 
 # ---- erasure -------------------------------------------------------------------------------------
-def test_what_the_folder_has_no_more_is_erased_on_request_and_nothing_else(site: SiteRoot) -> None:
+@pytest.mark.parametrize("still_named", [False, True])
+def test_what_the_folder_has_no_more_is_erased_on_request_and_nothing_else(
+    site: SiteRoot, still_named: bool
+) -> None:
     run(site)
     with open_cache(site, STUDY.scans) as cache:
         tensors = cache.folder / TENSORS
     before = tensors.read_bytes()
     (site.scans / "2.dcm").unlink()
     lines = (site.scans / "worklist.csv").read_text().splitlines()
-    (site.scans / "worklist.csv").write_text("\n".join(x for x in lines if "2.dcm" not in x))
+    if not still_named:
+        (site.scans / "worklist.csv").write_text("\n".join(x for x in lines if "2.dcm" not in x))
 
     assert run(site)[0].erased == 0
     assert tensors.read_bytes() == before
@@ -423,3 +427,15 @@ def test_what_the_folder_has_no_more_is_erased_on_request_and_nothing_else(site:
     kept = [n for n in range(4) if n not in places]
     assert all(after[n * size : (n + 1) * size] == before[n * size : (n + 1) * size] for n in kept)
     assert len(cached_scans(site, STUDY)) == 3
+
+
+def test_nothing_is_erased_where_the_whole_disk_is_missing(site: SiteRoot) -> None:
+    run(site)
+    for file in site.scans.glob("*.dcm"):
+        file.rename(file.with_suffix(".away"))
+
+    assert run(site, prune=True)[0].erased == 0
+
+    for file in site.scans.glob("*.away"):
+        file.rename(file.with_suffix(".dcm"))
+    assert run(site)[1] == []  # no file's pixels are read again

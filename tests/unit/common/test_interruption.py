@@ -95,7 +95,7 @@ def test_in_another_thread_nothing_is_held_back() -> None:
     assert seen == [signal.default_int_handler]
 
 
-# ---- once -----------------------------------------------------------------------------------------
+# ---- once ----------------------------------------------------------------------------------------
 def test_the_first_ctrl_c_ends_a_command_and_the_next_ones_do_not_disturb_its_end() -> None:
     interrupt_once()
 

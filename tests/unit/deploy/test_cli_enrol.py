@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from medfed.common.errors import ConfigError, MedfedError, TrustError
+from medfed.deploy.cli import app as medfed_program
 from medfed.deploy.cli.enrol import app
 from tests.support.enrolling import SERVER, bare_site
 
@@ -124,3 +125,24 @@ def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
+
+
+def test_a_public_key_goes_to_the_running_server_and_a_request_does_not(
+    tmp_path: Path, folder: Path
+) -> None:
+    root = bare_site(tmp_path)
+    key, request = root / "keys" / "node_key.pub", facts("request", "--root", root)["file"]
+
+    with pytest.raises(ConfigError, match="no-access: is not a complete coordinator folder"):
+        run("approve", key, "--site", "A", "--access", tmp_path / "no-access", "--folder", folder)
+    assert facts("approve", request, "--access", tmp_path / "none", "--folder", folder)["site"]
+
+
+def test_the_program_has_one_group_of_these_commands() -> None:
+    program = typer.main.get_command(medfed_program)
+    assert isinstance(program, click.Group)
+
+    assert set(program.commands["enrol"].commands) == {  # type: ignore[attr-defined]  # a group
+        command.name or command.callback.__name__.strip("_")  # type: ignore[union-attr]  # named
+        for command in app.registered_commands
+    }

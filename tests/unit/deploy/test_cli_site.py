@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medfed.client.preflight import Notice
+from medfed.client.site_settings import read_settings
 from medfed.common.errors import ConfigError
 from medfed.common.trust.certificates import new_authority
 from medfed.deploy.cli import app
@@ -149,3 +151,29 @@ def test_what_is_told_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[st
     _say_text("A", Notice("warning", "a\x1b[2J\u202eb\nc"))
 
     assert capsys.readouterr().out == "[A] warning: a\ufffd[2J\ufffdb c\n"
+
+
+def test_init_without_the_servers_ca_writes_a_request_and_the_limits(tmp_path: Path) -> None:
+    words = ("site", "init", "--site", "A", "--scans", tmp_path / "s", "--server", "hub:8443")
+    limits = ("--epsilon-limit", "8", "--delta-limit", "1e-4", "--study-epsilon-limit", "4")
+
+    told = json.loads(run(*words, *limits, "--root", tmp_path / "A", "--format", "json"))
+    text = run(*words, "--root", tmp_path / "B", "--witness", tmp_path / "w" / "other.json")
+
+    assert set(told) == {"site", "root", "public_key", "request", "fingerprint"}
+    assert told["request"] == str(tmp_path / "A" / "A.request.pem")
+    assert re.fullmatch(r"([A-Z2-7]{4}-){3}[A-Z2-7]{4}", told["fingerprint"])
+    policy = read_settings(tmp_path / "A").policy
+    assert (policy.epsilon_limit, policy.delta_limit, policy.study_epsilon_limit) == (8, 1e-4, 4)
+    assert f"Send {tmp_path}/B/A.request.pem to the coordinator" in text
+    assert "medfed enrol accept A.approval.json" in text and "data board's limits" in text
+
+
+def test_client_of_a_site_that_is_not_enrolled_says_which_step_is_missing(tmp_path: Path) -> None:
+    run(
+        "site", "init", "--site", "A", "--scans", tmp_path / "s", "--server", "hub:8443",
+        "--root", tmp_path / "A",
+    )  # fmt: skip
+
+    with pytest.raises(ConfigError, match=r"is not enrolled(.|\n)*A\.request\.pem"):
+        run("client", "--site", "A", "--root", tmp_path / "A")
