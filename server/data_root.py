@@ -23,7 +23,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +42,6 @@ from medfed.server.brought_trust import REVOCATIONS, STUDY_KEYS, check_brought_t
 
 COORDINATOR = "coordinator"
 """The name in the certificate of whoever may use the control service."""
-_SITE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True)
@@ -213,18 +211,3 @@ def _prepare_authority(trust: Path, hosts: Sequence[str]) -> None:
         new_authority(trust)
     if not server_certificate_serves(trust, hosts):
         issue_server_certificate(trust, hosts)
-
-
-def check_site_name(site: str) -> str:
-    """Check a site's name, which becomes part of a file name.
-
-    Raises:
-        ConfigError: it is not a letter followed by at most 31 letters, digits, _ or -.
-    """
-    if _SITE_NAME.fullmatch(site) is None:
-        raise ConfigError(
-            f"site name {site[:40]!r} is not allowed: a letter, then at most 31 letters, digits, "
-            "'_' or '-'.",
-            advice="use the name that stands in the study file.",
-        )
-    return site

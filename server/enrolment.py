@@ -13,9 +13,10 @@ import threading
 from collections.abc import Mapping
 
 from medfed.common.errors import TrustError
+from medfed.common.trust.identities import check_site_name
 from medfed.common.trust.keys import fingerprint, parse_public_key
 from medfed.common.trust.private_files import write_private
-from medfed.server.data_root import DataRoot, check_site_name
+from medfed.server.data_root import DataRoot
 from medfed.server.heads import KnownHeads
 from medfed.server.superlink import SuperLink
 

@@ -99,7 +99,7 @@ def looked_at(
             facts, look = scan_about(cache.about(found))
         except ValueError:
             facts, look = ScanFacts(), int.from_bytes(found.name[:8], "big")  # like no other's
-        key = entry.patient or found.patient or own_key(entry)
+        key = _key(entry, found)
         name = pseudonymise(key)
         yield LookedAt(
             entry.file,
@@ -124,7 +124,7 @@ def _parts_of_merged(
     persons = pseudonymise.persons if isinstance(pseudonymise, PatientNames) else frozenset()
     parts: dict[bytes, int] = {}
     for entry, found in _used(index, cache, rules) if persons else ():
-        key = entry.patient or found.patient or own_key(entry)
+        key = _key(entry, found)
         name = pseudonymise(key)
         if name in persons:
             part = part_of(entry, key, study)
@@ -137,13 +137,27 @@ def tensors_of(index: Index, cache: ScanCache, rules: SourceRules) -> CachedTens
     return cache.tensors(found for _, found in _used(index, cache, rules))
 
 
-def _used(index: Index, cache: ScanCache, rules: SourceRules) -> Iterator[tuple[Entry, Found]]:
-    """The entries that have a tensor and are not left out, with what the cache has of them."""
+def _used(
+    index: Index, cache: ScanCache, rules: SourceRules, others: Counter[str] | None = None
+) -> Iterator[tuple[Entry, Found]]:
+    """The entries that have a tensor and are not left out, with what the cache has of them.
+
+    Why the others are not used is counted in ``others``.
+    """
+    counted = Counter[str]() if others is None else others
     for entry in index.entries:
         found = _found(cache, index.folder, entry)
-        if isinstance(found, Found) and found.refused is None:
-            if not is_left_out(entry.patient or found.patient, rules):
-                yield entry, found
+        if not isinstance(found, Found) or found.refused is not None:
+            counted[found if isinstance(found, str) else str(found.refused)] += 1
+        elif is_left_out(entry.patient or found.patient, rules):
+            counted[LEFT_OUT] += 1
+        else:
+            yield entry, found
+
+
+def _key(entry: Entry, found: Found) -> str:
+    """The key of the privacy unit. Private."""
+    return entry.patient or found.patient or own_key(entry)
 
 
 def part_of(entry: Entry, key: str, study: Study) -> int:
@@ -194,20 +208,14 @@ class _Gathered:
     def usable(self, index: Index, cache: ScanCache, rules: SourceRules) -> Iterator[Found]:
         """Give what the cache has of each usable scan; count the others."""
         same: dict[str, str] = {}  # a patient's key is kept once
-        for entry in index.entries:
-            found = _found(cache, index.folder, entry)
-            if not isinstance(found, Found) or found.refused is not None:
-                self.refused[found if isinstance(found, str) else str(found.refused)] += 1
-                continue
-            patient = entry.patient or found.patient
-            if is_left_out(patient, rules):
-                self.refused[LEFT_OUT] += 1
-                continue
+        for entry, found in _used(index, cache, rules, self.refused):
             self.labels.append(entry.label)
             if entry.part is not None:
                 self.parts.append(entry.part)
-            self.keys.append(same.setdefault(patient, patient) if patient else own_key(entry))
-            self.all_have_patients = self.all_have_patients and bool(patient)
+            key = _key(entry, found)
+            named = bool(entry.patient or found.patient)
+            self.keys.append(same.setdefault(key, key) if named else key)
+            self.all_have_patients = self.all_have_patients and named
             yield found
 
 

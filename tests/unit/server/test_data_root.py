@@ -10,7 +10,8 @@ import pytest
 from medfed.common.errors import ConfigError
 from medfed.common.study import parse_study, study_from_canonical
 from medfed.common.trust.certificates import read_authority, server_certificate_serves
-from medfed.server.data_root import DataRoot, check_site_name
+from medfed.common.trust.identities import check_site_name
+from medfed.server.data_root import DataRoot
 
 STUDY = parse_study(
     (Path(__file__).parents[2] / "support" / "tiny_study.toml")
